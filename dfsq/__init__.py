@@ -1,0 +1,27 @@
+"""DFSQ: distribution-flexible subset quantization, reproduced, tested and carried further."""
+
+from . import sr
+from .calibration import calibrate
+from .config import PRESETS, Config
+from .convert import load, quantize, save, summary
+from .histogram import Histogram
+from .selection import Selection, select, select_channels
+from .universal import shifts_and_adds, universal_set
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Histogram",
+    "Selection",
+    "calibrate",
+    "load",
+    "quantize",
+    "save",
+    "select",
+    "select_channels",
+    "shifts_and_adds",
+    "sr",
+    "summary",
+    "universal_set",
+]

@@ -1,0 +1,244 @@
+"""Normalization, and the activation quantizers.
+
+All quantizers are emulations: they take and give floating-point maps of shape (N, C, H, W), the
+input of a convolution before zero padding, and put each value onto one of ``2^bits`` levels.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from .histogram import DYADIC_EDGES, is_dyadic
+
+#: Added to the largest magnitude before the division, as in the released code.
+EPSILON = 1e-8
+
+
+def center_max(x, non_negative=False):
+    """DFSQ's normalization: per image and channel, by the mean and the largest magnitude.
+
+    ``z = (x - mean) / (max|x - mean| + 1e-8)``; behind a ReLU ``z = x / (max|x| + 1e-8)``.
+
+    Parameters
+    ----------
+    x : float tensor, shape (N, C, H, W)
+    non_negative : bool
+        Whether the layer's input is non-negative, which leaves the mean out.
+
+    Returns
+    -------
+    z : tensor, shape (N, C, H, W), within [-1, 1]
+    offset, scale : tensors, shape (N, C, 1, 1)
+        So that ``x`` is ``z * scale + offset``. The mean is summed in float64 and rounded once.
+    """
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    if non_negative:
+        offset = torch.zeros_like(low)
+        scale = torch.maximum(high, -low) + EPSILON
+        return x / scale, offset, scale
+    offset = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+    # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
+    scale = torch.maximum(high - offset, offset - low) + EPSILON
+    return (x - offset) / scale, offset, scale
+
+
+class ActivationQuantizer(nn.Module):
+    """Base of the activation quantizers: `forward` maps x to its quantized value.
+
+    Attributes
+    ----------
+    non_negative : bool
+        Whether the layer's input was found, or stated, to be non-negative.
+    layer : str
+        Name of the layer, for messages.
+    """
+
+    def __init__(self, non_negative=False, layer=""):
+        super().__init__()
+        self.non_negative = non_negative
+        self.layer = layer
+        self._warned = set()
+
+    def _check(self, low, high):
+        """Refuse NaN and infinity; warn once where a non-negative layer meets a negative."""
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise ValueError(f"layer {self.layer!r}: its input holds NaN or infinity")
+        if self.non_negative and bool((low < 0).any()):
+            self._warn(
+                "negative",
+                "was calibrated on non-negative inputs and meets a negative one; "
+                "such values go to the smallest point",
+            )
+
+    def _warn(self, kind, text):
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"layer {self.layer!r} {text}", stacklevel=3)
+
+
+class CodebookQuantizer(ActivationQuantizer):
+    """DFSQ's normalization, and a static codebook for each channel.
+
+    ``z`` goes to the nearest of the channel's points, the upper one on an exact tie, and back
+    through the normalization.
+
+    Parameters
+    ----------
+    points : sequence of arrays, shape (k_c,)
+        Sorted distinct levels of each channel; numbers may differ between channels.
+    thresholds : sequence of arrays, shape (k_c - 1,), optional
+        Values from which on the next level is taken; the midpoints by default.
+    non_negative, layer
+        See :class:`ActivationQuantizer`.
+
+    Notes
+    -----
+    If all thresholds lie on the 2^-11 grid, as for every subset of a dyadic universal set, the
+    code is read from a table by ``clamp(floor(2048 z) + 2048, 0, 4095)``, which is exact.
+    Otherwise the thresholds, rounded to float32, are searched.
+    """
+
+    def __init__(self, points, thresholds=None, non_negative=False, layer=""):
+        super().__init__(non_negative, layer)
+        points = [np.asarray(p, dtype=np.float64) for p in points]
+        for c, p in enumerate(points):
+            if p.ndim != 1 or not len(p) or not np.isfinite(p).all() or np.any(np.diff(p) <= 0):
+                raise ValueError(
+                    f"channel {c}: points must be finite, sorted and distinct, at least one"
+                )
+        if thresholds is None:
+            thresholds = [(p[1:] + p[:-1]) / 2 for p in points]
+        thresholds = [np.asarray(t, dtype=np.float64) for t in thresholds]
+        width = max(len(p) for p in points)
+        levels = torch.zeros(len(points), width)
+        padded = torch.full((len(points), width - 1), float("inf"))
+        for c, (p, t) in enumerate(zip(points, thresholds, strict=True)):
+            if len(t) != len(p) - 1 or np.any(np.diff(t) < 0):
+                raise ValueError(f"channel {c}: thresholds must be sorted, one fewer than points")
+            levels[c, : len(p)] = torch.from_numpy(p)
+            levels[c, len(p) :] = p[-1]
+            padded[c, : len(t)] = torch.from_numpy(t)
+        self.register_buffer("count", torch.tensor([len(p) for p in points], dtype=torch.int16))
+        self.register_buffer("levels", levels)
+        self.register_buffer("thresholds", padded)
+        table = None
+        if all(is_dyadic(t) for t in thresholds):
+            cells = np.concatenate([[-1.0], DYADIC_EDGES])  # a cell's lowest value
+            codes = [np.searchsorted(t, cells, side="right") for t in thresholds]
+            table = torch.from_numpy(np.stack(codes).astype(np.int16))
+        self.register_buffer("table", table, persistent=False)
+
+    @property
+    def points(self):
+        """Sorted distinct levels of each channel, a list of float64 arrays."""
+        return [
+            row[:n].double().numpy()
+            for row, n in zip(self.levels.cpu(), self.count.tolist(), strict=True)
+        ]
+
+    def codes(self, z):
+        """Code of each normalized value, 0 for the lowest level; int64, shape of `z`."""
+        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
+        if self.table is not None:
+            cell = (by_channel * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
+            codes = self.table.gather(1, cell.long()).long()
+        else:
+            codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
+        return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
+
+    def forward(self, x):
+        if x.shape[1] != len(self.levels):
+            raise ValueError(
+                f"layer {self.layer!r} takes {len(self.levels)} channels, not {x.shape[1]}"
+            )
+        if x.shape[2] * x.shape[3] < 64:
+            self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
+        z, offset, scale = center_max(x, self.non_negative)
+        # a NaN or an infinity anywhere in a map shows in its scale or in its least value
+        self._check(x.amin((2, 3)) if self.non_negative else offset, scale)
+        by_channel = self.codes(z).transpose(0, 1).reshape(z.shape[1], -1)
+        q = self.levels.gather(1, by_channel).view(z.shape[1], z.shape[0], *z.shape[2:])
+        return q.transpose(0, 1) * scale + offset
+
+
+class DynamicUniformQuantizer(ActivationQuantizer):
+    """Uniform over [min, max] of each image and channel ([0, max] behind a ReLU).
+
+    A control: the same dynamic statistics as DFSQ, no codebook.
+    """
+
+    def __init__(self, bits, non_negative=False, layer=""):
+        super().__init__(non_negative, layer)
+        self.bits = bits
+
+    def forward(self, x):
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        self._check(low, high)
+        if self.non_negative:
+            low = torch.zeros_like(low)
+        step = (high - low) / (2**self.bits - 1)
+        code = ((x - low) / torch.where(step > 0, step, 1)).round_()
+        return code.clamp_(0, 2**self.bits - 1) * step + low
+
+
+class StaticUniformQuantizer(ActivationQuantizer):
+    """Uniform over a fixed range, per tensor or per channel, found in calibration.
+
+    Parameters
+    ----------
+    low, high : arrays, shape (1,) or (C,)
+        Range of values that the ``2^bits`` levels span; values outside are clipped.
+    """
+
+    def __init__(self, bits, low, high, non_negative=False, layer=""):
+        super().__init__(non_negative, layer)
+        self.bits = bits
+        low, high = (torch.as_tensor(np.asarray(v), dtype=torch.float32) for v in (low, high))
+        if low.shape != high.shape or bool((high < low).any()):
+            raise ValueError(f"layer {layer!r}: a static range must have low <= high")
+        self.register_buffer("low", low.view(1, -1, 1, 1))
+        self.register_buffer("high", high.view(1, -1, 1, 1))
+
+    def forward(self, x):
+        self._check(x.amin((2, 3)), x.amax((2, 3)))
+        step = (self.high - self.low) / (2**self.bits - 1)
+        code = ((x - self.low) / torch.where(step > 0, step, 1)).round_()
+        return code.clamp_(0, 2**self.bits - 1) * step + self.low
+
+
+def static_range(values, bits, method, percentile=99.9):
+    """Range of a static uniform quantizer, from a sample of a layer's or channel's values.
+
+    Parameters
+    ----------
+    values : float array, shape (n,)
+    bits : int
+    method : {"minmax", "percentile", "mse"}
+        All of it; from the ``100 - percentile`` to the ``percentile`` quantile; or, of 80 ranges
+        shrunk evenly from the whole, the one of least squared error.
+
+    Returns
+    -------
+    low, high : float
+    """
+    values = np.asarray(values, dtype=np.float32)
+    low, high = float(values.min()), float(values.max())
+    if method == "percentile":
+        # nothing is cut from the lower end of a non-negative layer
+        lower = low if low >= 0 else float(np.percentile(values, 100 - percentile))
+        return lower, float(np.percentile(values, percentile))
+    if method == "minmax" or low == high:
+        return low, high
+    if method != "mse":
+        raise ValueError(f"static range must be minmax, percentile or mse, not {method!r}")
+    best = (np.inf, low, high)
+    tensor = torch.from_numpy(values)
+    for shrink in np.linspace(1, 0.05, 80):
+        a, b = low * shrink, high * shrink
+        step = (b - a) / (2**bits - 1)
+        code = ((tensor - a) / step).round_().clamp_(0, 2**bits - 1)
+        error = float((code.mul_(step).add_(a).sub_(tensor)).square_().sum(dtype=torch.float64))
+        best = min(best, (error, a, b))
+    return best[1:]

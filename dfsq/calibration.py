@@ -1,0 +1,275 @@
+"""Calibration: what a network's layers see on a few images.
+
+One pass of the float network over the images; every layer's input is normalized and remembered as
+histograms of fixed size. The released K-means and the static ranges need the inputs themselves:
+those are spilled to disk, layer by layer.
+"""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .activations import center_max
+from .histogram import Histogram, edges_for
+from .universal import universal_set
+
+
+@dataclass
+class LayerCalibration:
+    """What calibration remembers of one layer's input.
+
+    Attributes
+    ----------
+    non_negative : bool
+        Stated, or found: no value below zero in all of the images.
+    histogram : Histogram
+        Of the normalized input, by channel.
+    inputs : list of paths
+        The inputs themselves, one .npy file of shape (C, H, W) a call; empty if not kept.
+    """
+
+    non_negative: bool
+    histogram: Histogram
+    inputs: list
+
+    def samples(self):
+        """Normalized samples as the released code gathers them, shape (C, n), float32."""
+        parts = []
+        for path in self.inputs:
+            x = torch.from_numpy(np.load(path))[None]
+            parts.append(center_max(x, self.non_negative)[0][0].flatten(1).numpy())
+        return np.concatenate(parts, axis=1)
+
+    def values(self, most=2_000_000):
+        """Inputs without normalization, shape (C, n), thinned evenly to about `most` values."""
+        size = sum(np.load(path, mmap_mode="r").size for path in self.inputs)
+        step = max(1, -(-size // most))
+        parts = (np.load(path) for path in self.inputs)
+        return np.concatenate([x.reshape(len(x), -1)[:, ::step] for x in parts], axis=1)
+
+
+class Calibration:
+    """The result of :func:`calibrate`.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerCalibration
+    images : int
+    digest : str
+        SHA-256 of the calibration images.
+    edges : array
+        Cells of the histograms, see :func:`dfsq.histogram.edges_for`.
+    """
+
+    def __init__(self, layers, images, digest, edges, folder):
+        self.layers = layers
+        self.images = images
+        self.digest = digest
+        self.edges = edges
+        self._folder = folder  # kept alive: it deletes the spilled inputs when collected
+
+    @property
+    def keeps_inputs(self):
+        return self._folder is not None
+
+
+class _Observer:
+    """A forward pre-hook that remembers a layer's input."""
+
+    def __init__(self, name, non_negative, edges, folder):
+        self.name = name
+        self.stated = non_negative is not None
+        self.non_negative = non_negative
+        self.violated = False
+        self.edges = edges
+        self.folder = folder
+        self.histogram = None
+        self.inputs = []
+
+    def __call__(self, module, arguments):
+        if self.violated:
+            return
+        x = arguments[0].detach()
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                f"layer {self.name!r}: its input holds NaN or infinity on the calibration images"
+            )
+        negative = bool((x < 0).any())
+        if self.non_negative is None:
+            self.non_negative = not negative
+        elif self.non_negative and negative and not self.stated:
+            self.violated = True
+            return
+        if self.histogram is None:
+            self.histogram = Histogram(x.shape[1], self.edges)
+        self.histogram.add(center_max(x, self.non_negative)[0])
+        if self.folder is not None:
+            for image in x.cpu().contiguous().numpy():
+                path = self.folder / f"{self.name}-{len(self.inputs)}.npy"
+                np.save(path, image)
+                self.inputs.append(path)
+
+
+def as_batches(images):
+    """Images of any accepted form as a list of float tensors of shape (1, C, H, W) in 0..1.
+
+    Parameters
+    ----------
+    images : sequence
+        uint8 arrays of shape (H, W, C) or (H, W), or float tensors of shape (C, H, W) or
+        (N, C, H, W); a single float tensor of shape (N, C, H, W) will do.
+    """
+    batches = []
+    for i, image in enumerate(images):
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = image[..., None] if image.ndim == 2 else image
+            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+        if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+            kind = getattr(image, "dtype", type(image).__name__)
+            raise ValueError(
+                f"calibration image {i}: uint8 arrays of shape (H, W, C) or float tensors of "
+                f"shape (C, H, W) are taken, not {kind}"
+            )
+        image = image[None] if image.ndim == 3 else image
+        if image.ndim != 4 or not image.numel():
+            raise ValueError(
+                f"calibration image {i}: its shape must be (C, H, W) or (N, C, H, W), none of "
+                f"them 0, not {tuple(image.shape)}"
+            )
+        if not torch.isfinite(image).all():
+            raise ValueError(f"calibration image {i} holds NaN or infinity")
+        batches += list(image.split(1))
+    if not batches:
+        raise ValueError("there are no calibration images; give at least one")
+    return batches
+
+
+def digest_of(tensors):
+    """SHA-256 over shapes and values of tensors."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(str(tuple(tensor.shape)).encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def find_layers(model, config):
+    """Names and modules of the convolutions that a configuration's patterns choose.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or a pattern matches none; the error lists the convolutions.
+    """
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    if not convolutions:
+        raise ValueError("the network has no nn.Conv2d to quantize")
+    layers = config.layers or getattr(model, "body_layers", ("*",))
+    for field, patterns in (("layers", layers), ("exclude", config.exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in convolutions):
+                names = list(convolutions)
+                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                raise ValueError(
+                    f"{field}: {pattern!r} matches no convolution of the network; it has {shown}"
+                )
+    chosen = {
+        name: module
+        for name, module in convolutions.items()
+        if any(fnmatchcase(name, p) for p in layers)
+        and not any(fnmatchcase(name, p) for p in config.exclude)
+    }
+    if not chosen:
+        raise ValueError("exclude leaves no convolution to quantize")
+    return chosen
+
+
+@torch.no_grad()
+def calibrate(model, images, config, *, keep_inputs=None, progress=True):
+    """Run a float network over calibration images and remember what its layers see.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed; run as it is, in eval mode.
+    images : sequence
+        See :func:`as_batches`.
+    config : Config
+        Says which layers, and which universal set the histograms must tell apart.
+    keep_inputs : bool, optional
+        Whether to spill the layers' inputs to disk as well (4 bytes a value), which the
+        selector ``kmeans`` and static ranges need; by default, if `config` needs them.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Calibration
+    """
+    modules = find_layers(model, config)
+    batches = as_batches(images)
+    first = next(model.parameters())
+    for name, module in modules.items():
+        if not torch.isfinite(module.weight).all():
+            raise ValueError(f"layer {name!r}: its weight holds NaN or infinity")
+    edges = edges_for(universal_set(config.universal, config.words))
+    if keep_inputs is None:
+        keep_inputs = any(needs_inputs(config.for_layer(name)) for name in modules)
+    folder = tempfile.TemporaryDirectory(prefix="dfsq-") if keep_inputs else None
+    spill = Path(folder.name) if folder else None
+
+    def stated(name):
+        if config.non_negative is None:
+            return None
+        return any(fnmatchcase(name, pattern) for pattern in config.non_negative)
+
+    training = model.training
+    model.eval()
+    flags, result = {name: stated(name) for name in modules}, {}
+    try:
+        while flags:
+            observers = {n: _Observer(n, flag, edges, spill) for n, flag in flags.items()}
+            hooks = [modules[n].register_forward_pre_hook(o) for n, o in observers.items()]
+            try:
+                bar = tqdm(batches, "calibrating", disable=not progress, unit="image")
+                for batch in bar:
+                    _forward(model, batch.to(first.device, first.dtype))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            # a layer that only began non-negative is seen again, as a signed one
+            flags = {name: False for name, o in observers.items() if o.violated}
+            for name, o in observers.items():
+                if o.histogram is None and not o.violated:
+                    raise ValueError(
+                        f"layer {name!r} was not run on the calibration images; exclude it"
+                    )
+                result[name] = LayerCalibration(o.non_negative, o.histogram, o.inputs)
+    finally:
+        model.train(training)
+    return Calibration(result, len(batches), digest_of(batches), edges, folder)
+
+
+def _forward(model, batch):
+    try:
+        model(batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network does not take an image of shape {tuple(batch.shape)}: {error}"
+        ) from None
+
+
+def needs_inputs(config):
+    """Whether a layer's configuration needs its inputs rather than histograms of them."""
+    if config.act_bits == 32:
+        return False
+    if config.normalization == "center-max":
+        return config.selector == "kmeans"
+    return config.normalization.startswith("static")

@@ -1,0 +1,208 @@
+"""What is quantized, and how: a frozen, validated, serialisable configuration."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+
+from .universal import universal_set
+
+FORMAT = 1
+BITS = (*range(2, 9), 32)
+WEIGHTS = ("minmax", "mse", "subset")
+NORMALIZATIONS = ("center-max", "minmax", "static-tensor", "static-channel")
+SELECTORS = ("exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free")
+STATIC_RANGES = ("minmax", "percentile", "mse")
+
+#: Presets by name; weights are MinMax unless the name says otherwise.
+PRESETS = {
+    "float": {},
+    "static-tensor-minmax": {"normalization": "static-tensor", "static_range": "minmax"},
+    "static-tensor-percentile": {"normalization": "static-tensor", "static_range": "percentile"},
+    "static-tensor-mse": {"normalization": "static-tensor", "static_range": "mse"},
+    "static-channel-minmax": {"normalization": "static-channel", "static_range": "minmax"},
+    "static-channel-mse": {"normalization": "static-channel", "static_range": "mse"},
+    "uniform-minmax": {"normalization": "minmax"},
+    "uniform-norm": {"selector": "even"},
+    "sq": {"selector": "symmetric", "universal": "sq", "words": None},
+    "dfsq": {"selector": "kmeans"},
+    "dfsq-points": {"selector": "exact"},
+    "dfsq-subset": {"selector": "exact", "weights": "subset"},
+    "free": {"selector": "free"},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to quantize a network.
+
+    Parameters
+    ----------
+    weight_bits, act_bits : int
+        Bit-widths, 2 to 8, or 32 for float.
+    weights : {"subset", "minmax", "mse"}
+        How weights are quantized, see :func:`dfsq.weights.quantize_weight`.
+    normalization : {"center-max", "minmax", "static-tensor", "static-channel"}
+        How activations are brought to a common range: DFSQ's dynamic normalization with a
+        codebook a channel; dynamic uniform over [min, max]; or a static uniform range.
+    selector : {"exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free"}
+        How the codebook of ``"center-max"`` is found: see :func:`dfsq.select`; ``"even"`` takes
+        evenly spaced points and ``"free"`` unconstrained levels, the ceiling of any codebook.
+    static_range : {"minmax", "percentile", "mse"}
+        How a static range is found, see :func:`dfsq.activations.static_range`.
+    universal : {"dfsq", "sq"} or tuple of tuples of float
+    words : int, optional
+        The universal set, see :func:`dfsq.universal_set`.
+    layers : tuple of str, optional
+        Name patterns (``*``, ``?``) of the convolutions to quantize. By default those that the
+        network itself names in an attribute ``body_layers``, as every network of
+        :mod:`dfsq.sr` does, and all convolutions of a network without one.
+    exclude : tuple of str
+        Name patterns of the convolutions to leave out.
+    non_negative : tuple of str, optional
+        Name patterns of the layers whose input is non-negative; found in calibration if None.
+    overrides : tuple of (pattern, dict)
+        Fields that differ for the layers of a pattern, such as
+        ``(("head.*", {"weight_bits": 8, "act_bits": 8}),)``; later ones win.
+    seed : int
+        Of the K-means draws.
+
+    Raises
+    ------
+    ValueError
+        Names the field, the value, and what is allowed.
+
+    Examples
+    --------
+    >>> Config(weight_bits=4, act_bits=4).selector
+    'exact'
+    >>> Config.from_json(Config.preset("dfsq", bits=3).to_json()) == Config.preset("dfsq", bits=3)
+    True
+    >>> Config(act_bits=33)
+    Traceback (most recent call last):
+    ...
+    ValueError: act_bits must be one of 2, 3, 4, 5, 6, 7, 8, 32, not 33
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    weights: str = "subset"
+    normalization: str = "center-max"
+    selector: str = "exact"
+    static_range: str = "minmax"
+    universal: str | tuple = "dfsq"
+    words: int | None = 4
+    layers: tuple | None = None
+    exclude: tuple = ()
+    non_negative: tuple | None = None
+    overrides: tuple = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("layers", "exclude", "non_negative"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = (value,)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.universal, str):
+            words = tuple(tuple(float(v) for v in word) for word in self.universal)
+            object.__setattr__(self, "universal", words)
+        if self.universal != "dfsq" and self.words == 4:
+            object.__setattr__(self, "words", None)  # the default of another set
+        overrides = tuple((p, tuple(sorted(dict(o).items()))) for p, o in self.overrides)
+        object.__setattr__(self, "overrides", overrides)
+        allowed = {
+            "weight_bits": BITS,
+            "act_bits": BITS,
+            "weights": WEIGHTS,
+            "normalization": NORMALIZATIONS,
+            "selector": SELECTORS,
+            "static_range": STATIC_RANGES,
+        }
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in values:
+                listed = ", ".join(map(str, values))
+                raise ValueError(f"{name} must be one of {listed}, not {value!r}")
+        if self.layers == ():
+            raise ValueError("layers must hold at least one name pattern, such as '*'")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        universal_set(self.universal, self.words)
+        if self.selector == "symmetric" and self.universal == "sq" and 4 < self.act_bits < 32:
+            raise ValueError(
+                f"act_bits must be 4 or less for SQ's set of 15 magnitudes, not {self.act_bits}"
+            )
+        for pattern, changes in self.overrides:
+            unknown = {name for name, _ in changes} - _LAYER_FIELDS
+            if unknown:
+                raise ValueError(
+                    f"overrides of {pattern!r}: unknown field {', '.join(sorted(unknown))}; "
+                    f"allowed are {', '.join(sorted(_LAYER_FIELDS))}"
+                )
+            replace(self, overrides=(), **dict(changes))
+
+    @classmethod
+    def preset(cls, name, bits=4, **changes):
+        """The configuration of a named method.
+
+        Parameters
+        ----------
+        name : str
+            One of :data:`PRESETS`; with ``-w`` appended weights only are quantized, with ``-a``
+            activations only.
+        bits : int
+            Bit-width of weights and activations.
+        **changes
+            Any other field.
+        """
+        base, weight_bits, act_bits = name, bits, bits
+        if name.endswith("-w"):
+            base, act_bits = name[:-2], 32
+        elif name.endswith("-a"):
+            base, weight_bits = name[:-2], 32
+        if base not in PRESETS:
+            raise ValueError(
+                f"unknown preset {name!r}; there are {', '.join(PRESETS)}, "
+                "each also with -w (weights only) and -a (activations only)"
+            )
+        if base == "float":
+            weight_bits = act_bits = 32
+        values = {"weight_bits": weight_bits, "act_bits": act_bits, "weights": "minmax"}
+        return cls(**(values | PRESETS[base] | changes))
+
+    def for_layer(self, name):
+        """The configuration of one layer, with its overrides."""
+        changes = {}
+        for pattern, override in self.overrides:
+            if fnmatchcase(name, pattern):
+                changes |= dict(override)
+        return replace(self, overrides=(), **changes)
+
+    def to_json(self):
+        """As JSON text, with the version of the format."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text):
+        """The inverse of :meth:`to_json`; unknown fields and formats are refused."""
+        values = json.loads(text)
+        version = values.pop("format", None)
+        if version != FORMAT:
+            raise ValueError(f"format must be {FORMAT}, not {version!r}; update dfsq to read it")
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown field in a configuration: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+#: Fields that may differ between layers.
+_LAYER_FIELDS = {
+    "weight_bits",
+    "act_bits",
+    "weights",
+    "normalization",
+    "selector",
+    "static_range",
+    "seed",
+}

@@ -1,0 +1,389 @@
+"""From a float network to a quantized one, and to a file and back."""
+
+import copy
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from .activations import (
+    CodebookQuantizer,
+    DynamicUniformQuantizer,
+    StaticUniformQuantizer,
+    static_range,
+)
+from .cache import select_channels
+from .calibration import Calibration, calibrate, digest_of, find_layers, needs_inputs
+from .config import Config
+from .universal import universal_set
+from .weights import QuantizedWeight, quantize_weight
+
+FILE_FORMAT = "dfsq-1"
+QUANTIZERS = {
+    cls.__name__: cls
+    for cls in (CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer)
+}
+
+
+@dataclass
+class LayerReport:
+    """What was done to one layer; a row of :func:`summary`."""
+
+    layer: str
+    inputs: int
+    outputs: int
+    weight_bits: int
+    act_bits: int
+    non_negative: bool | None = None
+    points: float = float("nan")  # mean number of distinct points a channel
+    duplicates: int = 0
+    relative_error: float = float("nan")  # squared error over the samples' own square sum
+    samples: float = float("nan")  # a channel
+    seconds: float = 0.0
+
+
+@dataclass
+class Quantization:
+    """How a network was quantized; the attribute ``quantization`` of a quantized network."""
+
+    config: Config
+    layers: list = field(default_factory=list)
+    calibration_digest: str = ""
+    float_digest: str = ""
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution whose input and weight are quantized; an emulation in floating point.
+
+    Attributes
+    ----------
+    activation : ActivationQuantizer or None
+        Applied to the input before zero padding.
+    codes, levels : tensors or None
+        Of the weight, see :class:`dfsq.weights.QuantizedWeight`.
+    """
+
+    @classmethod
+    def from_float(cls, conv, quantized_weight=None, activation=None):
+        """Replace `conv`; its own parameters are not shared but for the bias's values."""
+        new = nn.utils.skip_init(
+            cls,
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        weight = conv.weight.detach().clone()
+        codes = levels = None
+        if quantized_weight is not None:
+            weight = quantized_weight.dequantize().to(weight)
+            codes, levels = quantized_weight.codes, quantized_weight.levels
+        new.weight = nn.Parameter(weight, requires_grad=False)
+        if conv.bias is not None:
+            new.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        new.register_buffer("codes", codes)
+        new.register_buffer("levels", levels)
+        new.activation = activation
+        return new.to(conv.weight.device).eval()
+
+    def forward(self, x):
+        if self.activation is not None:
+            x = self.activation(x)
+        return super().forward(x)
+
+
+def quantize(model, images, config=None, *, progress=True):
+    """Quantize the convolutions of a network after training.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network of ``nn.Conv2d``; it is left untouched.
+    images : sequence or Calibration
+        Calibration images, see :func:`dfsq.calibration.as_batches`: uint8 arrays of shape
+        (H, W, C) or float tensors of shape (C, H, W) in 0..1. Or what :func:`dfsq.calibrate`
+        returned, to try several configurations on one pass.
+    config : Config, optional
+        ``Config()`` by default.
+    progress : bool
+        Whether to show progress bars, and at the end a table of the layers that changed.
+
+    Returns
+    -------
+    nn.Module
+        A copy with each chosen layer replaced by a :class:`QuantConv2d`, in eval mode, and
+        with an attribute ``quantization``.
+
+    Raises
+    ------
+    ValueError
+        For weights or images with NaN, images the network does not take, patterns that match
+        no convolution.
+
+    Examples
+    --------
+    >>> import dfsq, torch
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
+    >>> qnet = dfsq.quantize(net, torch.rand(2, 3, 32, 32), progress=False)
+    >>> [layer.act_bits for layer in qnet.quantization.layers]
+    [4, 4]
+    """
+    config = Config() if config is None else config
+    calibration = images
+    if not isinstance(images, Calibration):
+        calibration = calibrate(model, images, config, progress=progress)
+    quantized = copy.deepcopy(model).eval()
+    record = Quantization(config, [], calibration.digest, float_digest(model))
+    layers = find_layers(quantized, config)
+    for name, conv in tqdm(layers.items(), "quantizing", disable=not progress, unit="layer"):
+        if name not in calibration.layers:
+            raise ValueError(f"layer {name!r} is not in the calibration; calibrate with its name")
+        chosen = config.for_layer(name)
+        report = LayerReport(
+            name, conv.in_channels, conv.out_channels, chosen.weight_bits, chosen.act_bits
+        )
+        weight = None
+        if chosen.weight_bits < 32:
+            universal = universal_set(chosen.universal, chosen.words)
+            try:
+                weight = quantize_weight(
+                    conv.weight, chosen.weight_bits, chosen.weights, universal
+                )
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from None
+        activation = None
+        if chosen.act_bits < 32:
+            activation = _activation(name, chosen, calibration, report)
+        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+        record.layers.append(report)
+    quantized.quantization = record
+    if progress:
+        print(summary(quantized).to_string(index=False))
+    return quantized
+
+
+def _activation(name, config, calibration, report):
+    """The activation quantizer of one layer, and its part of the report."""
+    layer = calibration.layers[name]
+    report.non_negative = layer.non_negative
+    if needs_inputs(config) and not calibration.keeps_inputs:
+        raise ValueError(
+            f"layer {name!r}: {config.selector if config.normalization == 'center-max' else config.normalization} "
+            "needs the layers' inputs; calibrate with keep_inputs=True"
+        )
+    if config.normalization == "minmax":
+        return DynamicUniformQuantizer(config.act_bits, layer.non_negative, name)
+    if config.normalization != "center-max":
+        values = layer.values()
+        rows = [values.ravel()] if config.normalization == "static-tensor" else values
+        ranges = [static_range(row, config.act_bits, config.static_range) for row in rows]
+        return StaticUniformQuantizer(
+            config.act_bits, *zip(*ranges, strict=True), layer.non_negative, name
+        )
+    k, channels = 2**config.act_bits, layer.histogram.channels
+    if config.selector == "even":
+        even = np.linspace(0 if layer.non_negative else -1, 1, k)
+        report.points = k
+        return CodebookQuantizer([even] * channels, None, layer.non_negative, name)
+    universal = universal_set(config.universal, config.words, signed=not layer.non_negative)
+    selections = select_channels(
+        layer.samples() if config.selector == "kmeans" else layer.histogram,
+        k=k,
+        method=config.selector,
+        universal=universal,
+        seed=config.seed,
+    )
+    report.points = float(np.mean([len(s.points) for s in selections]))
+    report.duplicates = sum(s.duplicates for s in selections)
+    report.seconds = sum(s.seconds for s in selections)
+    report.samples = float(np.mean([s.samples for s in selections]))
+    power = layer.histogram.squares.sum()
+    report.relative_error = float(sum(s.sse for s in selections) / power) if power else 0.0
+    return CodebookQuantizer(
+        [s.points for s in selections],
+        [s.thresholds for s in selections],
+        layer.non_negative,
+        name,
+    )
+
+
+def _replace(model, name, module):
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, child, module)
+
+
+def summary(model):
+    """The layers that were quantized, and how.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a layer: name, channels in and out, bit-widths, whether its input is
+        non-negative, the mean number of distinct points a channel, duplicates lost in
+        snapping, the relative squared error on the calibration samples, their number a channel,
+        and the seconds that selection took.
+    """
+    if not isinstance(getattr(model, "quantization", None), Quantization):
+        raise ValueError("this network was not made by dfsq.quantize or dfsq.load")
+    return pd.DataFrame([asdict(report) for report in model.quantization.layers])
+
+
+def float_digest(model):
+    """SHA-256 of a network's parameters and buffers."""
+    return digest_of(model.state_dict().values())
+
+
+def save(model, path):
+    """Write a quantized network's codes, levels, configuration and layer map to a file.
+
+    The float parts are not in the file: :func:`load` takes them from the float network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Made by :func:`quantize`.
+    path : path
+        Of the safetensors file; it is replaced only once the new one is complete.
+    """
+    summary(model)  # refuses other networks
+    tensors, layers = {}, []
+    for report in model.quantization.layers:
+        conv = model.get_submodule(report.layer)
+        entry = {"report": asdict(report), "weight": conv.codes is not None, "activation": None}
+        if conv.codes is not None:
+            tensors[f"{report.layer}/codes"] = conv.codes
+            tensors[f"{report.layer}/levels"] = conv.levels
+        if conv.activation is not None:
+            kind = type(conv.activation).__name__
+            entry["activation"] = {"kind": kind, "non_negative": conv.activation.non_negative}
+            if hasattr(conv.activation, "bits"):
+                entry["activation"]["bits"] = conv.activation.bits
+            for key, value in conv.activation.state_dict().items():
+                tensors[f"{report.layer}/activation/{key}"] = value
+        layers.append(entry)
+    record = model.quantization
+    metadata = {
+        "format": FILE_FORMAT,
+        "config": record.config.to_json(),
+        "layers": json.dumps(layers),
+        "calibration_digest": record.calibration_digest,
+        "float_digest": record.float_digest,
+    }
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path, model):
+    """Read a quantized network.
+
+    Parameters
+    ----------
+    path : path
+        A file of :func:`save`.
+    model : nn.Module
+        The float network that was quantized; left untouched.
+
+    Returns
+    -------
+    nn.Module
+        Bit for bit the network that was saved.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, of another kind, or does not fit the network; the layer is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    if metadata.get("format") != FILE_FORMAT:
+        raise ValueError(
+            f"{path} is not a quantized network of format {FILE_FORMAT}; dfsq.save writes those"
+        )
+    quantized = copy.deepcopy(model).eval()
+    modules = dict(quantized.named_modules())
+    layers = json.loads(metadata["layers"])
+    reports = []
+    for entry in layers:
+        report = LayerReport(**entry["report"])
+        reports.append(report)
+        name, conv = report.layer, modules.get(report.layer)
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"{path} does not fit: the network has no convolution {name!r}")
+        if (conv.in_channels, conv.out_channels) != (report.inputs, report.outputs):
+            raise ValueError(
+                f"{path} does not fit: layer {name!r} has {conv.in_channels} to "
+                f"{conv.out_channels} channels, in the file {report.inputs} to {report.outputs}"
+            )
+        weight = activation = None
+        if entry["weight"]:
+            weight = QuantizedWeight(tensors[f"{name}/codes"], tensors[f"{name}/levels"])
+            if weight.codes.shape != conv.weight.shape:
+                raise ValueError(
+                    f"{path} does not fit: the weight of layer {name!r} has shape "
+                    f"{tuple(conv.weight.shape)}, in the file {tuple(weight.codes.shape)}"
+                )
+        if entry["activation"] is not None:
+            prefix = f"{name}/activation/"
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+            activation = _restored(entry["activation"], state, name)
+        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+    if metadata["float_digest"] != float_digest(model):
+        raise ValueError(
+            f"{path} was made from other weights of this network; load those it was made from"
+        )
+    quantized.quantization = Quantization(
+        Config.from_json(metadata["config"]),
+        reports,
+        metadata["calibration_digest"],
+        metadata["float_digest"],
+    )
+    return quantized
+
+
+def _restored(entry, state, name):
+    cls = QUANTIZERS[entry["kind"]]
+    if cls is DynamicUniformQuantizer:
+        return cls(entry["bits"], entry["non_negative"], name)
+    if cls is StaticUniformQuantizer:
+        low, high = (state[key].flatten().numpy() for key in ("low", "high"))
+        return cls(entry["bits"], low, high, entry["non_negative"], name)
+    count = state["count"].tolist()
+    points = [row[:n].double().numpy() for row, n in zip(state["levels"], count, strict=True)]
+    thresholds = [
+        row[: n - 1].double().numpy() for row, n in zip(state["thresholds"], count, strict=True)
+    ]
+    return cls(points, thresholds, entry["non_negative"], name)

@@ -1,0 +1,641 @@
+"""Selection of quantization points for a channel: exhaustive, K-means, exact.
+
+All three minimise the sum of squared distances of the samples to the nearest of ``k`` points of a
+universal set. `exhaustive` tries every subset; `kmeans` is the released heuristic (Lloyd's
+K-means, whose centres are snapped to the set); `exact` finds the global optimum by dynamic
+programming over the sorted universal set.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from time import perf_counter
+
+import numpy as np
+from numba import njit, prange
+
+from .histogram import Histogram, cell_bounds, edges_for
+from .universal import universal_set
+
+METHODS = ("exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free")
+
+#: Subsets that the exhaustive search takes on at most: some minutes a channel.
+EXHAUSTIVE_LIMIT = 50_000_000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Points selected for one channel.
+
+    Attributes
+    ----------
+    points : float64 array, sorted, distinct, shape (at most k,)
+    sse : float
+        Sum of squared errors of the samples against their nearest point.
+    method : str
+    seconds : float
+        Time it took; of channels selected together, an equal share.
+    duplicates : int
+        Points lost because several K-means centres snapped to the same one; 0 for the others.
+    samples : float
+        Number (total weight) of samples it was selected on.
+    thresholds : float64 array, shape (len(points) - 1,)
+        From each of these values on, the next point is taken; midpoints but for ``"free"``.
+    """
+
+    points: np.ndarray
+    sse: float
+    method: str
+    seconds: float
+    duplicates: int = 0
+    samples: float = 0.0
+    thresholds: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.thresholds is None:
+            object.__setattr__(self, "thresholds", (self.points[1:] + self.points[:-1]) / 2)
+
+
+def select(samples, bits=None, method="exact", universal=None, **options):
+    """Select the quantization points of one channel.
+
+    Parameters
+    ----------
+    samples : array, shape (n,), or Histogram of one channel
+        Normalized values, usually within [-1, 1].
+    bits : int
+        Width of a code, 1 to 8; ``2**bits`` points are selected. Or give ``k``.
+    method : {"exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free"}
+        ``"exact"``: the global optimum. ``"exhaustive"``: the same, by trying all subsets.
+        ``"kmeans"``: the released heuristic on the samples; ``"kmeans-hist"``: the same on the
+        cells of a histogram, a cell's mean standing for its samples. ``"symmetric"``: the best
+        ``k/2`` magnitudes, each with both signs, by exhaustive search, as in SQ. ``"free"``:
+        levels that need not be in the universal set, the ceiling of any codebook; its
+        thresholds lie on the cells' edges, its levels are the means between them.
+    universal : array, optional
+        Sorted points to select from; ``universal_set("dfsq")`` by default.
+    **options
+        Of :func:`select_channels`: ``k``, ``pinned``, ``weights``, ``seed``, ``restarts``,
+        ``iterations``, ``tolerance``, ``pin_zero``, ``limit``.
+
+    Returns
+    -------
+    Selection
+
+    Examples
+    --------
+    >>> s = select([-0.9, -0.1, 0.0, 0.1, 0.5, 0.9], bits=2)
+    >>> s.points.tolist()
+    [-0.875, 0.0, 0.5, 0.875]
+    >>> round(s.sse, 5)
+    0.02125
+    """
+    return select_channels([samples], bits, method, universal, **options)[0]
+
+
+def select_channels(
+    samples,
+    bits=None,
+    method="exact",
+    universal=None,
+    *,
+    k=None,
+    pinned=(),
+    weights=None,
+    seed=0,
+    restarts=5,
+    iterations=100,
+    tolerance=1e-3,
+    pin_zero=True,
+    limit=EXHAUSTIVE_LIMIT,
+):
+    """Select the quantization points of all channels of a layer at once.
+
+    Parameters
+    ----------
+    samples : Histogram, or sequence of arrays of shape (n,)
+        One entry a channel; an array of shape (channels, n) will do.
+    bits, method, universal
+        See :func:`select`.
+    k : int, optional
+        Number of points, instead of ``2**bits``. If it exceeds the universal set, the whole set
+        is taken.
+    pinned : sequence of float
+        Points that must be in the subset (``exact`` and ``exhaustive``).
+    weights : array, shape (n,), optional
+        Non-negative weight of each sample.
+    seed, restarts, iterations, tolerance, pin_zero
+        Of K-means: seed of the random draws; number of runs, of which the least error after
+        snapping is kept; most iterations in a run; a run stops when no centre moves by this
+        much, without that last move; whether one centre stays at 0.
+    limit : int
+        Most subsets that an exhaustive search takes on.
+
+    Returns
+    -------
+    list of Selection, one a channel
+
+    Raises
+    ------
+    ValueError
+        For bad arguments, samples that are empty or not finite, or a search too large.
+    """
+    universal = universal_set("dfsq") if universal is None else _checked_universal(universal)
+    k = _checked_k(bits, k)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    pinned = _checked_pinned(pinned, universal, k, method)
+    began = perf_counter()
+    if method == "kmeans":
+        if isinstance(samples, Histogram):
+            raise ValueError(
+                "method 'kmeans' needs the samples themselves; on a histogram use 'kmeans-hist'"
+            )
+        values = [np.sort(_checked_samples(x)) for x in samples]
+        found = _kmeans_channels(
+            values,
+            [_sorted_weights(x, weights) for x in samples],
+            k, universal, seed, restarts, iterations, tolerance, pin_zero,
+        )  # fmt: skip
+    else:
+        histogram = _as_histogram(samples, universal, weights)
+        if method == "kmeans-hist":
+            values, counts = _cell_means(histogram)
+            released = _kmeans_channels(
+                values, counts, k, universal, seed, restarts, iterations, tolerance, pin_zero
+            )
+            found = [(points, duplicates) for points, _, duplicates, _ in released]
+        elif method == "free":
+            return _free_channels(histogram, k, began)
+        elif method == "exact":
+            found = _exact_channels(histogram, k, universal, pinned)
+        else:
+            found = _exhaustive_channels(histogram, k, universal, pinned, limit, method)
+        found = [
+            (points, histogram.squared_error(points, c), duplicates, histogram.count[c].sum())
+            for c, (points, duplicates) in enumerate(found)
+        ]
+    seconds = (perf_counter() - began) / max(1, len(found))
+    return [
+        Selection(points, float(sse), method, seconds, int(duplicates), float(size))
+        for points, sse, duplicates, size in found
+    ]
+
+
+def _checked_universal(universal):
+    universal = np.asarray(universal, dtype=np.float64)
+    if universal.ndim != 1 or not len(universal) or not np.isfinite(universal).all():
+        raise ValueError("universal must be a sequence of finite points, at least one")
+    if np.any(np.diff(universal) <= 0):
+        raise ValueError("universal must be sorted and distinct; numpy.unique makes it so")
+    return universal
+
+
+def _checked_k(bits, k):
+    if (bits is None) == (k is None):
+        raise ValueError("give either bits or k")
+    if bits is not None:
+        if bits not in range(1, 9):
+            raise ValueError(f"bits must be a whole number from 1 to 8, not {bits!r}")
+        return 2 ** int(bits)
+    if k != int(k) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
+    return int(k)
+
+
+def _checked_pinned(pinned, universal, k, method):
+    pinned = np.unique(np.asarray(pinned, dtype=np.float64))
+    if len(pinned) and method not in ("exact", "exhaustive"):
+        raise ValueError(f"pinned goes with the methods exact and exhaustive, not {method!r}")
+    for point in pinned:
+        if point not in universal:
+            raise ValueError(f"pinned point {float(point)!r} is not in the universal set")
+    if len(pinned) > k:
+        raise ValueError(f"{len(pinned)} points are pinned, but only {k} can be selected")
+    return np.searchsorted(universal, pinned)
+
+
+def _checked_samples(samples):
+    samples = np.asarray(samples, dtype=np.float64).ravel()
+    if not len(samples):
+        raise ValueError("there are no samples to select points for")
+    if not np.isfinite(samples).all():
+        raise ValueError("samples must be finite; there is NaN or infinity among them")
+    return samples
+
+
+def _sorted_weights(samples, weights):
+    samples = np.asarray(samples, dtype=np.float64).ravel()
+    if weights is None:
+        return np.ones(len(samples))
+    return np.asarray(weights, dtype=np.float64)[np.argsort(samples, kind="stable")]
+
+
+def _as_histogram(samples, universal, weights):
+    if isinstance(samples, Histogram):
+        histogram = samples
+        if weights is not None:
+            raise ValueError("weights go with samples; a histogram already has its counts")
+        if not np.isin(edges_for(universal), histogram.edges).all():
+            raise ValueError("the histogram's cells do not fit the universal set; see edges_for")
+    elif len(samples) == 1 and isinstance(samples[0], Histogram):
+        return _as_histogram(samples[0], universal, weights)
+    else:
+        edges = edges_for(universal)
+        histogram = Histogram(len(samples), edges)
+        for c, channel in enumerate(samples):
+            one = Histogram.of(_checked_samples(channel), edges, weights)
+            for name in ("count", "total", "squares"):
+                getattr(histogram, name)[c] = getattr(one, name)[0]
+    empty = np.flatnonzero(histogram.count.sum(axis=1) <= 0)
+    if len(empty):
+        raise ValueError(f"there are no samples to select points for, in channel {empty[0]}")
+    return histogram
+
+
+def _fill(chosen, wanted, universal):
+    """Add free points: 0 first, then always the one farthest from those there (lower on a tie).
+
+    More points never raise the error, so a channel that needs fewer keeps its optimum, and
+    values unseen in calibration find a point near them.
+    """
+    chosen = list(chosen)
+    wanted = min(wanted, len(universal))
+    zero = np.searchsorted(universal, 0.0)
+    has_zero = zero < len(universal) and universal[zero] == 0
+    if len(chosen) < wanted and has_zero and zero not in chosen:
+        chosen.append(int(zero))
+    while len(chosen) < wanted:
+        distance = np.min(np.abs(universal[:, None] - universal[chosen][None]), axis=1)
+        chosen.append(int(np.argmax(distance)))
+    return np.array(sorted(chosen))
+
+
+def _settle(chosen, wanted, universal, histogram, channel, pinned):
+    """Replace points that no sample uses by those of the rule of :func:`_fill`."""
+    count = np.concatenate([[0.0], np.cumsum(histogram.count[channel])])
+    bounds = cell_bounds(universal[chosen], histogram.edges)
+    used = np.diff(count[np.concatenate([[0], bounds])]) > 0
+    keep = [int(i) for i, u in zip(chosen, used, strict=True) if u or i in pinned]
+    return universal[_fill(keep, wanted, universal)]
+
+
+# --- exact ------------------------------------------------------------------------------------
+#
+# With G(q, e) the cost of giving all samples below edge e to point q, and e_ab the edge at the
+# midpoint of neighbours a < b, the error of a subset q_1 < ... < q_k telescopes to
+#
+#     sum over neighbours of W(a, b)  +  G(q_k, end),    W(a, b) = G(a, e_ab) - G(b, e_ab)
+#                                                           = (b - a) (2 S[e] - (a + b) N[e])
+#
+# with N and S the prefix sums of count and sum. W satisfies the quadrangle inequality
+# W(a, c) + W(b, d) <= W(a, d) + W(b, c) for a < b < c < d, so the best predecessor never moves
+# down as its successor moves up, and a row of the table costs O(m log m) by divide and conquer.
+
+
+@njit(cache=True)
+def _row(previous, current, argument, u, edge, N, S, low, high, first, last):  # noqa: N803
+    """One row of the table: for all j in low..high the best predecessor in first..last."""
+    stack = [(low, high, first, last)]
+    while len(stack) > 0:
+        a, b, p, q = stack.pop()
+        if a > b:
+            continue
+        j = (a + b) // 2
+        best, where = np.inf, -1
+        for i in range(p, min(q, j - 1) + 1):
+            e = edge[i, j]
+            value = previous[i] + (u[j] - u[i]) * (2 * S[e] - (u[i] + u[j]) * N[e])
+            if value < best:
+                best, where = value, i
+        current[j] = best
+        argument[j] = where
+        if where < 0:  # no predecessor reaches j: nothing is known about the neighbours
+            stack.append((a, j - 1, p, q))
+            stack.append((j + 1, b, p, q))
+        else:
+            stack.append((a, j - 1, p, where))
+            stack.append((j + 1, b, where, q))
+
+
+@njit(cache=True)
+def _exact(N, S, total_squares, u, edge, k, pinned):  # noqa: N803
+    """Optimal subset of k points, all pinned ones among them; indices, and the error."""
+    m = len(u)
+    table = np.full((k, m), np.inf)
+    argument = np.full((k, m), -1, np.int32)
+    first_pin = pinned[0] if len(pinned) else m - 1
+    last_pin = pinned[-1] if len(pinned) else 0
+    table[0, : first_pin + 1] = 0.0
+    for row in range(1, k):
+        # between two pinned points the predecessor may not lie below the lower one
+        start = 0
+        for s in range(len(pinned) + 1):
+            stop = pinned[s] if s < len(pinned) else m - 1
+            if stop > start:
+                _row(
+                    table[row - 1], table[row], argument[row],
+                    u, edge, N, S, start + 1, stop, start, stop - 1,
+                )  # fmt: skip
+            start = stop
+    best, where = np.inf, -1
+    for j in range(last_pin, m):
+        value = table[k - 1, j] + total_squares - 2 * u[j] * S[-1] + u[j] * u[j] * N[-1]
+        if value < best:
+            best, where = value, j
+    chosen = np.empty(k, np.int64)
+    for row in range(k - 1, -1, -1):
+        chosen[row] = where
+        where = argument[row, where]
+    return chosen, best
+
+
+@njit(parallel=True, cache=True)
+def _exact_all(N, S, squares, u, edge, k, pinned, chosen, error):  # noqa: N803
+    for c in prange(N.shape[0]):
+        chosen[c], error[c] = _exact(N[c], S[c], squares[c], u, edge, k, pinned)
+
+
+def _exact_channels(histogram, k, universal, pinned):
+    size = min(k, len(universal))
+    channels = histogram.channels
+    edge = np.searchsorted(histogram.edges, (universal[:, None] + universal[None, :]) / 2) + 1
+    zeros = np.zeros((channels, 1))
+    N = np.concatenate([zeros, np.cumsum(histogram.count, axis=1)], axis=1)  # noqa: N806
+    S = np.concatenate([zeros, np.cumsum(histogram.total, axis=1)], axis=1)  # noqa: N806
+    squares = histogram.squares.sum(axis=1)
+
+    def solve(pins):
+        chosen = np.empty((channels, size), np.int64)
+        error = np.empty(channels)
+        _exact_all(
+            N, S, squares, universal, edge.astype(np.int32), size,
+            np.asarray(pins, np.int64), chosen, error,
+        )  # fmt: skip
+        return chosen, error
+
+    chosen, error = solve(pinned)
+    zero = np.flatnonzero(universal == 0)
+    if len(zero) and zero[0] not in pinned and len(pinned) < size:
+        # of equal optima, one with 0; equal within the rounding of the sums
+        with_zero, same = solve(np.union1d(pinned, zero))
+        prefer = same <= error + 1e-15 * squares
+        chosen[prefer] = with_zero[prefer]
+    return [
+        (_settle(chosen[c], size, universal, histogram, c, pinned), 0) for c in range(channels)
+    ]
+
+
+# --- free codebook ----------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _free(N, S, Q, k):  # noqa: N803
+    """Best partition of the cells into k runs; the cells before which runs 2..k begin, the error.
+
+    N, S and Q are prefix sums. The error of a run is its sum of squares about its mean, which
+    satisfies the quadrangle inequality, so each row is found by divide and conquer.
+    """
+    n = len(N) - 1
+    previous, current = np.full(n + 1, np.inf), np.full(n + 1, np.inf)
+    argument = np.zeros((k, n + 1), np.int32)
+    previous[0] = 0.0
+    for row in range(k):
+        current[:] = np.inf
+        stack = [(row + 1, n, row, n - 1)]
+        while len(stack) > 0:
+            a, b, p, q = stack.pop()
+            if a > b:
+                continue
+            j = (a + b) // 2
+            best, where = np.inf, p
+            for i in range(p, min(q, j - 1) + 1):
+                s = S[j] - S[i]
+                value = previous[i] + max(0.0, Q[j] - Q[i] - s * s / (N[j] - N[i]))
+                if value < best:
+                    best, where = value, i
+            current[j] = best
+            argument[row, j] = where
+            stack.append((a, j - 1, p, where))
+            stack.append((j + 1, b, where, q))
+        previous, current = current, previous
+    starts = np.empty(k, np.int64)
+    end = n
+    for row in range(k - 1, -1, -1):
+        end = argument[row, end]
+        starts[row] = end
+    return starts, previous[n]
+
+
+def _free_channels(histogram, k, began):
+    def run(channel):
+        used = np.flatnonzero(histogram.count[channel] > 0)
+        N, S, Q = (  # noqa: N806
+            np.append(0.0, np.cumsum(sums[channel, used]))
+            for sums in (histogram.count, histogram.total, histogram.squares)
+        )
+        starts, error = _free(N, S, Q, min(k, len(used)))
+        ends = np.append(starts[1:], len(used))
+        points = (S[ends] - S[starts]) / (N[ends] - N[starts])
+        return points, error, N[-1], histogram.edges[used[starts[1:]] - 1]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(run, range(histogram.channels)))
+    seconds = (perf_counter() - began) / len(found)
+    return [
+        Selection(points, float(error), "free", seconds, 0, float(size), thresholds)
+        for points, error, size, thresholds in found
+    ]
+
+
+# --- exhaustive -------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _try_all(N, S, total_squares, u, edge, subsets):  # noqa: N803
+    errors = np.empty(len(subsets))
+    for s in range(len(subsets)):
+        subset = subsets[s]
+        error = 0.0
+        for n in range(1, len(subset)):
+            a, b = u[subset[n - 1]], u[subset[n]]
+            e = edge[subset[n - 1], subset[n]]
+            error += (b - a) * (2 * S[e] - (a + b) * N[e])
+        q = u[subset[-1]]
+        errors[s] = error + total_squares - 2 * q * S[-1] + q * q * N[-1]
+    return errors
+
+
+def _exhaustive_channels(histogram, k, universal, pinned, limit, method):
+    symmetric = method == "symmetric"
+    full, folded = universal, histogram
+    if symmetric and universal[0] < 0:
+        if not np.array_equal(universal, -universal[::-1]):
+            raise ValueError("method 'symmetric' needs a universal set with both signs")
+        universal, folded, k = universal[universal >= 0], histogram.fold(), max(1, k // 2)
+    size = min(k, len(universal))
+    searched = comb(len(universal) - len(pinned), size - len(pinned))
+    if searched > limit:
+        seconds = searched * size * 2e-9 * histogram.channels
+        raise ValueError(
+            f"an exhaustive search for {size} of {len(universal)} points would try "
+            f"{searched:.3g} subsets, about {_duration(seconds)}; the limit is {limit:.3g}. "
+            "Use method='exact', which finds the same optimum"
+        )
+    edge = np.searchsorted(folded.edges, (universal[:, None] + universal[None, :]) / 2) + 1
+    free = [i for i in range(len(universal)) if i not in pinned]
+    zero = np.searchsorted(universal, 0.0)
+    result = []
+    for c in range(histogram.channels):
+        N = np.append(0.0, np.cumsum(folded.count[c]))  # noqa: N806
+        S = np.append(0.0, np.cumsum(folded.total[c]))  # noqa: N806
+        squares = folded.squares[c].sum()
+        best, best_error = None, np.inf
+        for chunk in _chunks(combinations(free, size - len(pinned)), 1 << 16):
+            subsets = np.array(chunk, dtype=np.int64).reshape(len(chunk), -1)
+            if len(pinned):
+                pins = np.broadcast_to(pinned, (len(subsets), len(pinned)))
+                subsets = np.sort(np.concatenate([subsets, pins], axis=1), axis=1)
+            errors = _try_all(N, S, squares, universal, edge, subsets)
+            least = errors.min()
+            equal = subsets[errors <= least + 1e-15 * squares]
+            # of equal optima, one with 0
+            candidate = equal[np.argmax((equal == zero).any(axis=1))]
+            better = least < best_error - 1e-15 * squares
+            level = least <= best_error + 1e-15 * squares
+            if better or (level and zero in candidate and zero not in best):
+                best, best_error = candidate, least
+        points = _settle(best, size, universal, folded, c, pinned)
+        if symmetric:
+            points = np.unique(np.concatenate([points, -points])) if full[0] < 0 else points
+        result.append((points + 0.0, 0))
+    return result
+
+
+def _chunks(iterator, size):
+    chunk = []
+    for item in iterator:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _duration(seconds):
+    for unit, length in (("years", 31557600), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+# --- K-means, as released ---------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _draw(cumulative, rng):
+    """Index of a random sample, with probability proportional to its weight."""
+    index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    return min(index, len(cumulative) - 1)
+
+
+@njit(cache=True, nogil=True)
+def _lloyd(values, cumulative, sums, k, iterations, tolerance, pin_zero, rng):
+    """One run; centres as the released loop leaves them, not sorted."""
+    centres = np.empty(k)
+    free = k - 1 if pin_zero else k
+    for i in range(free):
+        centres[i] = values[_draw(cumulative, rng)]
+    if pin_zero:
+        centres[k - 1] = 0.0
+    count, total = np.empty(k), np.empty(k)
+    for _ in range(iterations):
+        order = np.argsort(centres, kind="mergesort")
+        count[:] = 0.0
+        total[:] = 0.0
+        start, n = 0, 0
+        while n < k:
+            # a group of equal centres: all their samples go to the one that stands first
+            owner, end = order[n], n
+            while end + 1 < k and centres[order[end + 1]] == centres[owner]:
+                end += 1
+            stop = len(values)
+            if end + 1 < k:
+                right = order[end + 1]
+                middle = (centres[owner] + centres[right]) / 2
+                if owner < right:
+                    stop = np.searchsorted(values, middle, side="right")
+                else:
+                    stop = np.searchsorted(values, middle, side="left")
+            if stop > start:
+                before = cumulative[start - 1] if start > 0 else 0.0
+                base = sums[start - 1] if start > 0 else 0.0
+                count[owner] = cumulative[stop - 1] - before
+                total[owner] = sums[stop - 1] - base
+                start = stop
+            n = end + 1
+        moved = 0.0
+        updated = centres.copy()
+        for i in range(free):
+            if count[i] > 0:
+                updated[i] = total[i] / count[i]
+            else:
+                updated[i] = values[_draw(cumulative, rng)]
+            moved = max(moved, abs(updated[i] - centres[i]))
+        if moved < tolerance:
+            break  # the released loop stops before it stores this update
+        centres = updated
+    return centres
+
+
+def _snap(centres, universal):
+    """Nearest universal point of each centre, the lower one on a tie; indices."""
+    upper = np.clip(np.searchsorted(universal, centres), 1, max(1, len(universal) - 1))
+    upper = np.minimum(upper, len(universal) - 1)
+    lower = np.maximum(upper - 1, 0)
+    closer = np.abs(universal[upper] - centres) < np.abs(centres - universal[lower])
+    return np.where(closer, upper, lower)
+
+
+def _nearest_error(values, cumulative, sums, squares, points):
+    """Sum of squared distances of sorted, weighted samples to the nearest of sorted points."""
+    bounds = np.searchsorted(values, (points[1:] + points[:-1]) / 2, side="left")
+    bounds = np.concatenate([[0], bounds, [len(values)]])
+    n, s, q = (np.diff(np.append(0.0, c)[bounds]) for c in (cumulative, sums, squares))
+    return max(0.0, float(np.sum(q - 2 * points * s + points**2 * n)))
+
+
+def _kmeans_channels(
+    values, weights, k, universal, seed, restarts, iterations, tolerance, pin_zero
+):
+    if restarts < 1 or iterations < 1:
+        raise ValueError("restarts and iterations must be at least 1")
+
+    def run(channel):
+        x, w = values[channel], weights[channel]
+        rng = np.random.default_rng([seed, channel])
+        cumulative, sums, squares = np.cumsum(w), np.cumsum(w * x), np.cumsum(w * x * x)
+        best = None
+        for _ in range(restarts):
+            centres = _lloyd(x, cumulative, sums, k, iterations, tolerance, pin_zero, rng)
+            points = universal[np.unique(_snap(centres, universal))]
+            error = _nearest_error(x, cumulative, sums, squares, points)
+            if best is None or error < best[1]:
+                best = (points, error)
+        return (*best, k - len(best[0]), cumulative[-1])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(run, range(len(values))))
+
+
+def _cell_means(histogram):
+    """Sorted values (the mean of each cell with samples) and their counts, by channel."""
+    values, counts = [], []
+    for count, total in zip(histogram.count, histogram.total, strict=True):
+        used = count > 0
+        values.append(total[used] / count[used])
+        counts.append(count[used])
+    return values, counts

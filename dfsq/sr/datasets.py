@@ -1,0 +1,176 @@
+"""Photographs by name: those that come with the dependencies, or a folder of the user's."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .imaging import crop_to_multiple, imresize
+
+IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+
+#: Photographs inside the wheels of scikit-image and scikit-learn. Nothing is tuned on the tests.
+CALIBRATION_PHOTOGRAPHS = ("coffee", "flower", "motorcycle", "rocket")
+TEST_PHOTOGRAPHS = ("china", "chelsea", "astronaut")
+
+#: Side of a calibration crop in LR pixels, by scale: 192 HR pixels.
+CROP = {2: 96, 3: 64, 4: 48}
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A benchmark image: its name, and uint8 arrays of shape (H, W, 3)."""
+
+    name: str
+    lr: np.ndarray
+    hr: np.ndarray
+
+
+def read_image(path):
+    """Read an image file as RGB.
+
+    Greyscale is repeated over the three channels; transparency is dropped.
+
+    Returns
+    -------
+    uint8 array, shape (H, W, 3)
+
+    Raises
+    ------
+    ValueError
+        If the file is not an image that can be decoded whole.
+    FileNotFoundError
+        If there is no such file.
+    """
+    return np.asarray(open_image(path).convert("RGB"))
+
+
+def open_image(path):
+    """Decode an image file whole, in its own mode; errors as for :func:`read_image`."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such image: {path}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "it is damaged or cut short" if "truncated" in str(error) else "no known format"
+        raise ValueError(f"{path} is not a readable image ({reason})") from None
+
+
+def image_files(folder):
+    """The image files of a folder, sorted by name."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def photograph(name):
+    """One of the embedded photographs.
+
+    Parameters
+    ----------
+    name : str
+        Of :data:`CALIBRATION_PHOTOGRAPHS` or :data:`TEST_PHOTOGRAPHS`.
+
+    Returns
+    -------
+    uint8 array, shape (H, W, 3)
+    """
+    if name in ("china", "flower"):
+        from sklearn.datasets import load_sample_image
+
+        return load_sample_image(f"{name}.jpg")
+    import skimage.data
+
+    if name == "motorcycle":
+        return skimage.data.stereo_motorcycle()[0]
+    if name in CALIBRATION_PHOTOGRAPHS + TEST_PHOTOGRAPHS:
+        return getattr(skimage.data, name)()
+    known = ", ".join(CALIBRATION_PHOTOGRAPHS + TEST_PHOTOGRAPHS)
+    raise ValueError(f"unknown photograph {name!r}; there are {known}")
+
+
+def load_dataset(name="photographs", scale=2, limit=None):
+    """HR images with their bicubic LR images.
+
+    Parameters
+    ----------
+    name : str or path
+        ``"photographs"``, the embedded test photographs, or a folder of images.
+    scale : int
+    limit : int, optional
+        Take the first so many only.
+
+    Returns
+    -------
+    list of ImagePair
+        HR cropped to a multiple of the scale; LR as by MATLAB's ``imresize``.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit!r}")
+    if name == "photographs":
+        images = [(n, photograph(n)) for n in TEST_PHOTOGRAPHS[:limit]]
+    elif Path(name).is_dir():
+        images = [(p.stem, read_image(p)) for p in image_files(name)[:limit]]
+    else:
+        raise ValueError(f"unknown data set {name!r}; give 'photographs' or a folder of images")
+    pairs = []
+    for image_name, image in images:
+        hr = crop_to_multiple(image, scale)
+        pairs.append(ImagePair(image_name, imresize(hr, 1 / scale), hr))
+    return pairs
+
+
+def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0):
+    """Random LR crops to calibrate on, flipped and rotated.
+
+    Parameters
+    ----------
+    source : str or path
+        ``"photographs"``, the embedded calibration photographs (none of them a test photograph),
+        or a folder of HR images.
+    scale : int
+    count : int
+        Number of crops.
+    size : int, optional
+        Side of a crop in LR pixels; 192 HR pixels by default, as in the paper.
+    seed : int
+
+    Returns
+    -------
+    list of uint8 arrays, shape (size, size, 3)
+    """
+    size = CROP[scale] if size is None else size
+    if count < 1 or size < 1:
+        raise ValueError(f"count and size must be at least 1, not {count!r} and {size!r}")
+    if source == "photographs":
+        images = [photograph(name) for name in CALIBRATION_PHOTOGRAPHS]
+    else:
+        images = [read_image(path) for path in image_files(source)]
+    lrs = [imresize(crop_to_multiple(image, scale), 1 / scale) for image in images]
+    lrs = [lr for lr in lrs if min(lr.shape[:2]) >= size]
+    if not lrs:
+        raise ValueError(f"no image of {source} has an LR image of {size}x{size} pixels")
+    generator, crops = np.random.default_rng(seed), []
+    for _ in range(count):
+        lr = lrs[generator.integers(len(lrs))]
+        y, x = (generator.integers(n - size + 1) for n in lr.shape[:2])
+        crop = np.rot90(lr[y : y + size, x : x + size], generator.integers(4))
+        crops.append(np.ascontiguousarray(crop[:, ::-1] if generator.integers(2) else crop))
+    return crops
+
+
+def pixel_digest(pairs):
+    """SHA-256 of the decoded pixels of a data set, LR and HR."""
+    sha = hashlib.sha256()
+    for pair in pairs:
+        for image in (pair.lr, pair.hr):
+            sha.update(str(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+    return sha.hexdigest()
