@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import torch
+from numba import njit, prange
 from torch import nn
 
 from .histogram import DYADIC_EDGES, is_dyadic
@@ -33,15 +34,36 @@ def center_max(x, non_negative=False):
     offset, scale : tensors, shape (N, C, 1, 1)
         So that ``x`` is ``z * scale + offset``. The mean is summed in float64 and rounded once.
     """
+    _, _, offset, scale = center_max_statistics(x, non_negative)
+    return (x - offset) / scale, offset, scale
+
+
+def center_max_statistics(x, non_negative=False):
+    """Least and largest value, offset and scale of each map, see :func:`center_max`.
+
+    Returns
+    -------
+    low, high, offset, scale : tensors, shape (N, C, 1, 1)
+    """
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     if non_negative:
-        offset = torch.zeros_like(low)
-        scale = torch.maximum(high, -low) + EPSILON
-        return x / scale, offset, scale
+        return low, high, torch.zeros_like(low), torch.maximum(high, -low) + EPSILON
     offset = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
     # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
-    scale = torch.maximum(high - offset, offset - low) + EPSILON
-    return (x - offset) / scale, offset, scale
+    return low, high, offset, torch.maximum(high - offset, offset - low) + EPSILON
+
+
+@njit(parallel=True, cache=True)
+def _look_up(x, offset, scale, table, levels, out):
+    """Normalize, look up, and undo the normalization, in one pass over each map."""
+    channels = x.shape[1]
+    for plane in prange(x.shape[0] * channels):
+        n, c = plane // channels, plane % channels
+        o, s = offset[n, c], scale[n, c]
+        for i in range(x.shape[2]):
+            z = (x[n, c, i] - o) / s
+            cell = int(np.floor(z * np.float32(2048.0))) + 2048
+            out[n, c, i] = levels[c, table[c, min(max(cell, 0), 4095)]] * s + o
 
 
 class ActivationQuantizer(nn.Module):
@@ -127,7 +149,7 @@ class CodebookQuantizer(ActivationQuantizer):
         if all(is_dyadic(t) for t in thresholds):
             cells = np.concatenate([[-1.0], DYADIC_EDGES])  # a cell's lowest value
             codes = [np.searchsorted(t, cells, side="right") for t in thresholds]
-            table = torch.from_numpy(np.stack(codes).astype(np.int16))
+            table = torch.from_numpy(np.stack(codes).astype(np.uint8))
         self.register_buffer("table", table, persistent=False)
 
     @property
@@ -155,12 +177,33 @@ class CodebookQuantizer(ActivationQuantizer):
             )
         if x.shape[2] * x.shape[3] < 64:
             self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
-        z, offset, scale = center_max(x, self.non_negative)
-        # a NaN or an infinity anywhere in a map shows in its scale or in its least value
-        self._check(x.amin((2, 3)) if self.non_negative else offset, scale)
+        low, high, offset, scale = center_max_statistics(x, self.non_negative)
+        self._check(low, high)
+        if self.table is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+            return self._one_pass(x, offset, scale)
+        return self.reference(x, offset, scale)
+
+    def reference(self, x, offset, scale):
+        """Quantize under given statistics with tensor operations; the specification."""
+        z = (x - offset) / scale
         by_channel = self.codes(z).transpose(0, 1).reshape(z.shape[1], -1)
         q = self.levels.gather(1, by_channel).view(z.shape[1], z.shape[0], *z.shape[2:])
         return q.transpose(0, 1) * scale + offset
+
+    def _one_pass(self, x, offset, scale):
+        """The same values as :meth:`reference`, bit for bit, in one pass over memory."""
+        x = x.detach().contiguous()
+        out = torch.empty_like(x)
+        flat = (*x.shape[:2], -1)
+        _look_up(
+            x.view(flat).numpy(),
+            offset.view(flat[:2]).numpy(),
+            scale.view(flat[:2]).numpy(),
+            self.table.numpy(),
+            self.levels.numpy(),
+            out.view(flat).numpy(),
+        )
+        return out
 
 
 class DynamicUniformQuantizer(ActivationQuantizer):

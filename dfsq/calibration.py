@@ -7,6 +7,7 @@ those are spilled to disk, layer by layer.
 
 import hashlib
 import tempfile
+import weakref
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,6 +65,8 @@ class Calibration:
     images : int
     digest : str
         SHA-256 of the calibration images.
+    keeps_inputs : bool
+        Whether the layers' inputs were spilled to disk.
     edges : array
         Cells of the histograms, see :func:`dfsq.histogram.edges_for`.
     """
@@ -73,11 +76,9 @@ class Calibration:
         self.images = images
         self.digest = digest
         self.edges = edges
-        self._folder = folder  # kept alive: it deletes the spilled inputs when collected
-
-    @property
-    def keeps_inputs(self):
-        return self._folder is not None
+        self.keeps_inputs = folder is not None
+        if folder is not None:  # the spilled inputs go when this object does
+            weakref.finalize(self, folder.cleanup)
 
 
 class _Observer:
@@ -96,7 +97,7 @@ class _Observer:
     def __call__(self, module, arguments):
         if self.violated:
             return
-        x = arguments[0].detach()
+        x = arguments[0].detach().float()
         if not torch.isfinite(x).all():
             raise ValueError(
                 f"layer {self.name!r}: its input holds NaN or infinity on the calibration images"
@@ -156,7 +157,9 @@ def digest_of(tensors):
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(str(tuple(tensor.shape)).encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # as bytes, since NumPy has no bfloat16
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -171,8 +174,16 @@ def find_layers(model, config):
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if not convolutions:
         raise ValueError("the network has no nn.Conv2d to quantize")
+    if "" in convolutions:
+        raise ValueError("the network is a convolution itself; put it into an nn.Sequential")
     layers = config.layers or getattr(model, "body_layers", ("*",))
-    for field, patterns in (("layers", layers), ("exclude", config.exclude)):
+    fields = {
+        "layers": layers,
+        "exclude": config.exclude,
+        "non_negative": config.non_negative or (),
+        "overrides": [pattern for pattern, _ in config.overrides],
+    }
+    for field, patterns in fields.items():
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in convolutions):
                 names = list(convolutions)
@@ -230,7 +241,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
             return None
         return any(fnmatchcase(name, pattern) for pattern in config.non_negative)
 
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     flags, result = {name: stated(name) for name in modules}, {}
     try:
@@ -252,8 +263,13 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
                         f"layer {name!r} was not run on the calibration images; exclude it"
                     )
                 result[name] = LayerCalibration(o.non_negative, o.histogram, o.inputs)
+    except BaseException:
+        if folder is not None:
+            folder.cleanup()
+        raise
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     return Calibration(result, len(batches), digest_of(batches), edges, folder)
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 
-from .universal import universal_set
+from .universal import universal_set, universal_words
 
 FORMAT = 1
 BITS = (*range(2, 9), 32)
@@ -60,7 +60,7 @@ class Config:
         Name patterns of the convolutions to leave out.
     non_negative : tuple of str, optional
         Name patterns of the layers whose input is non-negative; found in calibration if None.
-    overrides : tuple of (pattern, dict)
+    overrides : tuple of (pattern, dict), or dict of dict
         Fields that differ for the layers of a pattern, such as
         ``(("head.*", {"weight_bits": 8, "act_bits": 8}),)``; later ones win.
     seed : int
@@ -105,11 +105,11 @@ class Config:
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.universal, str):
-            words = tuple(tuple(float(v) for v in word) for word in self.universal)
-            object.__setattr__(self, "universal", words)
+            object.__setattr__(self, "universal", universal_words(self.universal))
         if self.universal != "dfsq" and self.words == 4:
             object.__setattr__(self, "words", None)  # the default of another set
-        overrides = tuple((p, tuple(sorted(dict(o).items()))) for p, o in self.overrides)
+        pairs = self.overrides.items() if isinstance(self.overrides, dict) else self.overrides
+        overrides = tuple((p, tuple(sorted(dict(o).items()))) for p, o in pairs)
         object.__setattr__(self, "overrides", overrides)
         allowed = {
             "weight_bits": BITS,
@@ -121,7 +121,7 @@ class Config:
         }
         for name, values in allowed.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or value not in values:
+            if not isinstance(value, type(values[0])) or value not in values:
                 listed = ", ".join(map(str, values))
                 raise ValueError(f"{name} must be one of {listed}, not {value!r}")
         if self.layers == ():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -103,7 +102,7 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x):
         if self.activation is not None:
-            x = self.activation(x)
+            x = self.activation(x.float()).to(x.dtype)  # statistics and codes in float32
         return super().forward(x)
 
 
@@ -139,12 +138,15 @@ def quantize(model, images, config=None, *, progress=True):
     --------
     >>> import dfsq, torch
     >>> _ = torch.manual_seed(0)
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
+    >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3)
+    >>> net = torch.nn.Sequential(*layers)
     >>> qnet = dfsq.quantize(net, torch.rand(2, 3, 32, 32), progress=False)
     >>> [layer.act_bits for layer in qnet.quantization.layers]
     [4, 4]
     """
     config = Config() if config is None else config
+    if isinstance(getattr(model, "quantization", None), Quantization):
+        raise ValueError("the network is quantized already; give the float one")
     calibration = images
     if not isinstance(images, Calibration):
         calibration = calibrate(model, images, config, progress=progress)
@@ -152,8 +154,6 @@ def quantize(model, images, config=None, *, progress=True):
     record = Quantization(config, [], calibration.digest, float_digest(model))
     layers = find_layers(quantized, config)
     for name, conv in tqdm(layers.items(), "quantizing", disable=not progress, unit="layer"):
-        if name not in calibration.layers:
-            raise ValueError(f"layer {name!r} is not in the calibration; calibrate with its name")
         chosen = config.for_layer(name)
         report = LayerReport(
             name, conv.in_channels, conv.out_channels, chosen.weight_bits, chosen.act_bits
@@ -162,9 +162,7 @@ def quantize(model, images, config=None, *, progress=True):
         if chosen.weight_bits < 32:
             universal = universal_set(chosen.universal, chosen.words)
             try:
-                weight = quantize_weight(
-                    conv.weight, chosen.weight_bits, chosen.weights, universal
-                )
+                weight = quantize_weight(conv.weight, chosen.weight_bits, chosen.weights, universal)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from None
         activation = None
@@ -180,12 +178,20 @@ def quantize(model, images, config=None, *, progress=True):
 
 def _activation(name, config, calibration, report):
     """The activation quantizer of one layer, and its part of the report."""
+    if name not in calibration.layers:
+        raise ValueError(f"layer {name!r} is not in the calibration; calibrate with its name")
     layer = calibration.layers[name]
+    if layer.histogram.channels != report.inputs:
+        raise ValueError(
+            f"layer {name!r} has {report.inputs} input channels, in the calibration "
+            f"{layer.histogram.channels}; calibrate this network"
+        )
     report.non_negative = layer.non_negative
     if needs_inputs(config) and not calibration.keeps_inputs:
+        dynamic = config.normalization == "center-max"
         raise ValueError(
-            f"layer {name!r}: {config.selector if config.normalization == 'center-max' else config.normalization} "
-            "needs the layers' inputs; calibrate with keep_inputs=True"
+            f"layer {name!r}: {config.selector if dynamic else config.normalization} needs the "
+            "layers' inputs; calibrate with keep_inputs=True"
         )
     if config.normalization == "minmax":
         return DynamicUniformQuantizer(config.act_bits, layer.non_negative, name)
@@ -224,8 +230,12 @@ def _activation(name, config, calibration, report):
 
 
 def _replace(model, name, module):
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, child, module)
+    """Put a module in the place of another, wherever in the network that one is used."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, present in parent._modules.items():
+            if present is old:
+                setattr(parent, child, module)
 
 
 def summary(model):
@@ -287,6 +297,8 @@ def save(model, path):
     }
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     try:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
         os.replace(temporary, path)

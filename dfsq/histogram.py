@@ -60,17 +60,34 @@ def _cell(value, edges, dyadic):
     return np.searchsorted(edges, value, side="right")
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _accumulate(values, weights, weighted, edges, dyadic, count, total, squares):
+    for n in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            x = np.float64(values[n, i])
+            w = weights[i] if weighted else 1.0
+            cell = _cell(x, edges, dyadic)
+            count[cell] += w
+            total[cell] += w * x
+            squares[cell] += w * x * x
+
+
+@njit(parallel=True, cache=True)
+def _accumulate_all(values, weights, weighted, edges, dyadic, count, total, squares):
     for c in prange(values.shape[1]):
-        for n in range(values.shape[0]):
-            for i in range(values.shape[2]):
-                x = np.float64(values[n, c, i])
-                w = weights[i] if weighted else 1.0
-                cell = _cell(x, edges, dyadic)
-                count[c, cell] += w
-                total[c, cell] += w * x
-                squares[c, cell] += w * x * x
+        _accumulate(values[:, c], weights, weighted, edges, dyadic, count[c], total[c], squares[c])
+
+
+def checked_weights(weights, samples):
+    """Weights of a number of samples as a float64 array; None for none."""
+    if weights is None:
+        return None
+    weights = np.asarray(weights, dtype=np.float64).ravel()
+    if len(weights) != samples:
+        raise ValueError(f"weights must be one a sample, {samples}, not {len(weights)}")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights must be finite and not negative")
+    return weights
 
 
 class Histogram:
@@ -134,24 +151,13 @@ class Histogram:
         values = values.reshape(*values.shape[:2], -1)
         if not np.isfinite(values).all():
             raise ValueError("samples must be finite; there is NaN or infinity among them")
-        if weights is not None:
-            weights = np.asarray(weights, dtype=np.float64).ravel()
-            if weights.shape != values.shape[2:]:
-                raise ValueError(
-                    f"weights must be one a sample, {values.shape[2]}, not {len(weights)}"
-                )
-            if not np.isfinite(weights).all() or (weights < 0).any():
-                raise ValueError("weights must be finite and not negative")
-        _accumulate(
-            values,
-            np.empty(0) if weights is None else weights,
-            weights is not None,
-            self.edges,
-            self.dyadic,
-            self.count,
-            self.total,
-            self.squares,
-        )
+        weights = checked_weights(weights, values.shape[2])
+        weighted, weights = weights is not None, np.empty(0) if weights is None else weights
+        how = (weights, weighted, self.edges, self.dyadic)
+        if self.channels == 1:  # to start threads costs more than one small channel
+            _accumulate(values[:, 0], *how, self.count[0], self.total[0], self.squares[0])
+        else:
+            _accumulate_all(values, *how, self.count, self.total, self.squares)
 
     def merge(self, other):
         """Add another histogram's samples to this one."""

@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 from numba import njit, prange
 
-from .histogram import Histogram, cell_bounds, edges_for
+from .histogram import Histogram, cell_bounds, checked_weights, edges_for
 from .universal import universal_set
 
 METHODS = ("exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free")
@@ -92,7 +92,14 @@ def select(samples, bits=None, method="exact", universal=None, **options):
     >>> round(s.sse, 5)
     0.02125
     """
-    return select_channels([samples], bits, method, universal, **options)[0]
+    if isinstance(samples, Histogram):
+        if samples.channels != 1:
+            raise ValueError(
+                f"the histogram must be of one channel, not {samples.channels}; see select_channels"
+            )
+    else:
+        samples = [samples]
+    return select_channels(samples, bits, method, universal, **options)[0]
 
 
 def select_channels(
@@ -147,16 +154,18 @@ def select_channels(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     pinned = _checked_pinned(pinned, universal, k, method)
+    if not (samples.channels if isinstance(samples, Histogram) else len(samples)):
+        raise ValueError("there are no channels to select points for")
     began = perf_counter()
     if method == "kmeans":
         if isinstance(samples, Histogram):
             raise ValueError(
                 "method 'kmeans' needs the samples themselves; on a histogram use 'kmeans-hist'"
             )
-        values = [np.sort(_checked_samples(x)) for x in samples]
+        samples = [_checked_samples(x) for x in samples]
         found = _kmeans_channels(
-            values,
-            [_sorted_weights(x, weights) for x in samples],
+            samples,
+            [_checked_weights(weights, x) for x in samples],
             k, universal, seed, restarts, iterations, tolerance, pin_zero,
         )  # fmt: skip
     else:
@@ -177,7 +186,7 @@ def select_channels(
             (points, histogram.squared_error(points, c), duplicates, histogram.count[c].sum())
             for c, (points, duplicates) in enumerate(found)
         ]
-    seconds = (perf_counter() - began) / max(1, len(found))
+    seconds = (perf_counter() - began) / len(found)
     return [
         Selection(points, float(sse), method, seconds, int(duplicates), float(size))
         for points, sse, duplicates, size in found
@@ -218,7 +227,9 @@ def _checked_pinned(pinned, universal, k, method):
 
 
 def _checked_samples(samples):
-    samples = np.asarray(samples, dtype=np.float64).ravel()
+    samples = np.asarray(samples).ravel()
+    if samples.dtype != np.float32:
+        samples = samples.astype(np.float64)
     if not len(samples):
         raise ValueError("there are no samples to select points for")
     if not np.isfinite(samples).all():
@@ -226,11 +237,11 @@ def _checked_samples(samples):
     return samples
 
 
-def _sorted_weights(samples, weights):
-    samples = np.asarray(samples, dtype=np.float64).ravel()
-    if weights is None:
-        return np.ones(len(samples))
-    return np.asarray(weights, dtype=np.float64)[np.argsort(samples, kind="stable")]
+def _checked_weights(weights, samples):
+    weights = checked_weights(weights, len(samples))
+    if weights is not None and not weights.any():
+        raise ValueError("there are no samples to select points for: all weights are 0")
+    return weights
 
 
 def _as_histogram(samples, universal, weights):
@@ -240,8 +251,6 @@ def _as_histogram(samples, universal, weights):
             raise ValueError("weights go with samples; a histogram already has its counts")
         if not np.isin(edges_for(universal), histogram.edges).all():
             raise ValueError("the histogram's cells do not fit the universal set; see edges_for")
-    elif len(samples) == 1 and isinstance(samples[0], Histogram):
-        return _as_histogram(samples[0], universal, weights)
     else:
         edges = edges_for(universal)
         histogram = Histogram(len(samples), edges)
@@ -261,25 +270,33 @@ def _fill(chosen, wanted, universal):
     More points never raise the error, so a channel that needs fewer keeps its optimum, and
     values unseen in calibration find a point near them.
     """
-    chosen = list(chosen)
     wanted = min(wanted, len(universal))
-    zero = np.searchsorted(universal, 0.0)
-    has_zero = zero < len(universal) and universal[zero] == 0
-    if len(chosen) < wanted and has_zero and zero not in chosen:
-        chosen.append(int(zero))
-    while len(chosen) < wanted:
-        distance = np.min(np.abs(universal[:, None] - universal[chosen][None]), axis=1)
-        chosen.append(int(np.argmax(distance)))
-    return np.array(sorted(chosen))
+    taken = np.zeros(len(universal), bool)
+    taken[chosen] = True
+    zero = np.flatnonzero(universal == 0)
+    if taken.sum() < wanted and len(zero):
+        taken[zero[0]] = True
+    distance = np.full(len(universal), np.inf)
+    for point in universal[taken]:
+        distance = np.minimum(distance, np.abs(universal - point))
+    for _ in range(wanted - taken.sum()):
+        farthest = np.argmax(distance)
+        taken[farthest] = True
+        distance = np.minimum(distance, np.abs(universal - universal[farthest]))
+    return np.flatnonzero(taken)
+
+
+def _used(chosen, universal, histogram, channel):
+    """Which of the chosen points have samples."""
+    count = np.concatenate([[0.0], np.cumsum(histogram.count[channel])])
+    bounds = cell_bounds(universal[chosen], histogram.edges)
+    return np.diff(count[np.concatenate([[0], bounds])]) > 0
 
 
 def _settle(chosen, wanted, universal, histogram, channel, pinned):
     """Replace points that no sample uses by those of the rule of :func:`_fill`."""
-    count = np.concatenate([[0.0], np.cumsum(histogram.count[channel])])
-    bounds = cell_bounds(universal[chosen], histogram.edges)
-    used = np.diff(count[np.concatenate([[0], bounds])]) > 0
-    keep = [int(i) for i, u in zip(chosen, used, strict=True) if u or i in pinned]
-    return universal[_fill(keep, wanted, universal)]
+    used = _used(chosen, universal, histogram, channel)
+    return universal[_fill(chosen[used | np.isin(chosen, pinned)], wanted, universal)]
 
 
 # --- exact ------------------------------------------------------------------------------------
@@ -367,25 +384,28 @@ def _exact_channels(histogram, k, universal, pinned):
     S = np.concatenate([zeros, np.cumsum(histogram.total, axis=1)], axis=1)  # noqa: N806
     squares = histogram.squares.sum(axis=1)
 
-    def solve(pins):
-        chosen = np.empty((channels, size), np.int64)
-        error = np.empty(channels)
-        _exact_all(
-            N, S, squares, universal, edge.astype(np.int32), size,
-            np.asarray(pins, np.int64), chosen, error,
-        )  # fmt: skip
+    def solve(pins, rows):
+        problem = universal, edge.astype(np.int32), size, np.asarray(pins, np.int64)
+        if len(rows) == 1:  # to start threads costs more than one channel
+            chosen, error = _exact(N[rows[0]], S[rows[0]], squares[rows[0]], *problem)
+            return chosen[None], np.array([error])
+        chosen, error = np.empty((len(rows), size), np.int64), np.empty(len(rows))
+        _exact_all(N[rows], S[rows], squares[rows], *problem, chosen, error)
         return chosen, error
 
-    chosen, error = solve(pinned)
+    chosen, error = solve(pinned, np.arange(channels))
     zero = np.flatnonzero(universal == 0)
     if len(zero) and zero[0] not in pinned and len(pinned) < size:
-        # of equal optima, one with 0; equal within the rounding of the sums
-        with_zero, same = solve(np.union1d(pinned, zero))
-        prefer = same <= error + 1e-15 * squares
-        chosen[prefer] = with_zero[prefer]
-    return [
-        (_settle(chosen[c], size, universal, histogram, c, pinned), 0) for c in range(channels)
-    ]
+        # Of equal optima, one with 0; equal within the rounding of the sums. Where some point has
+        # no samples, 0 takes its place at no cost.
+        lacking = np.flatnonzero(~(chosen == zero[0]).any(axis=1))
+        full = [_used(chosen[c], universal, histogram, c).all() for c in lacking]
+        lacking = lacking[np.array(full, bool)]
+        if len(lacking):
+            with_zero, same = solve(np.union1d(pinned, zero), lacking)
+            prefer = same <= error[lacking] + 1e-15 * squares[lacking]
+            chosen[lacking[prefer]] = with_zero[prefer]
+    return [(_settle(chosen[c], size, universal, histogram, c, pinned), 0) for c in range(channels)]
 
 
 # --- free codebook ----------------------------------------------------------------------------
@@ -478,6 +498,7 @@ def _exhaustive_channels(histogram, k, universal, pinned, limit, method):
     size = min(k, len(universal))
     searched = comb(len(universal) - len(pinned), size - len(pinned))
     if searched > limit:
+        searched = float(min(searched, 10**300))  # beyond that no float holds it
         seconds = searched * size * 2e-9 * histogram.channels
         raise ValueError(
             f"an exhaustive search for {size} of {len(universal)} points would try "
@@ -486,8 +507,11 @@ def _exhaustive_channels(histogram, k, universal, pinned, limit, method):
         )
     edge = np.searchsorted(folded.edges, (universal[:, None] + universal[None, :]) / 2) + 1
     free = [i for i in range(len(universal)) if i not in pinned]
-    zero = np.searchsorted(universal, 0.0)
     result = []
+
+    def has_zero(subset):
+        return (universal[subset] == 0).any(axis=-1)
+
     for c in range(histogram.channels):
         N = np.append(0.0, np.cumsum(folded.count[c]))  # noqa: N806
         S = np.append(0.0, np.cumsum(folded.total[c]))  # noqa: N806
@@ -502,10 +526,10 @@ def _exhaustive_channels(histogram, k, universal, pinned, limit, method):
             least = errors.min()
             equal = subsets[errors <= least + 1e-15 * squares]
             # of equal optima, one with 0
-            candidate = equal[np.argmax((equal == zero).any(axis=1))]
+            candidate = equal[np.argmax(has_zero(equal))]
             better = least < best_error - 1e-15 * squares
             level = least <= best_error + 1e-15 * squares
-            if better or (level and zero in candidate and zero not in best):
+            if better or (level and has_zero(candidate) and not has_zero(best)):
                 best, best_error = candidate, least
         points = _settle(best, size, universal, folded, c, pinned)
         if symmetric:
@@ -608,6 +632,15 @@ def _nearest_error(values, cumulative, sums, squares, points):
     return max(0.0, float(np.sum(q - 2 * points * s + points**2 * n)))
 
 
+def _sorted(values, weights):
+    """Samples in order, in float64, and their weights."""
+    if weights is None:
+        values = np.sort(values)
+        return values.astype(np.float64), np.ones(len(values))
+    order = np.argsort(values, kind="stable")
+    return values[order].astype(np.float64), weights[order]
+
+
 def _kmeans_channels(
     values, weights, k, universal, seed, restarts, iterations, tolerance, pin_zero
 ):
@@ -615,7 +648,7 @@ def _kmeans_channels(
         raise ValueError("restarts and iterations must be at least 1")
 
     def run(channel):
-        x, w = values[channel], weights[channel]
+        x, w = _sorted(values[channel], weights[channel])
         rng = np.random.default_rng([seed, channel])
         cumulative, sums, squares = np.cumsum(w), np.cumsum(w * x), np.cumsum(w * x * x)
         best = None

@@ -49,7 +49,13 @@ def universal_words(universal="dfsq", words=None):
         raise ValueError(
             f"universal must be one of {', '.join(KINDS)} or a list of words, not {universal!r}"
         )
-    result = tuple(tuple(float(value) for value in word) for word in universal)
+    try:
+        result = tuple(tuple(float(value) for value in word) for word in universal)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"universal must be one of {', '.join(KINDS)} or a list of words, each a list of "
+            f"numbers, not {universal!r}"
+        ) from None
     if not result or not all(result):
         raise ValueError("universal must hold at least one word, and each word a value")
     for value in (value for word in result for value in word):
@@ -117,10 +123,10 @@ def shifts_and_adds(point, universal="dfsq", words=None):
     --------
     >>> shifts_and_adds(0.75)
     (1.0, 1.0, 1.0)
-    >>> shifts_and_adds(-0.140625, "sq")
+    >>> shifts_and_adds(0.7, "sq")
     Traceback (most recent call last):
     ...
-    ValueError: -0.140625 is not a point of this universal set; the nearest is -0.15625
+    ValueError: 0.7 is not a point of this universal set; the nearest is 0.75
     """
     choices = universal_words(universal, words)
     best = None

@@ -15,8 +15,8 @@ IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 CALIBRATION_PHOTOGRAPHS = ("coffee", "flower", "motorcycle", "rocket")
 TEST_PHOTOGRAPHS = ("china", "chelsea", "astronaut")
 
-#: Side of a calibration crop in LR pixels, by scale: 192 HR pixels.
-CROP = {2: 96, 3: 64, 4: 48}
+#: Side of a calibration crop in HR pixels.
+CROP = 192
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_image(path):
     Raises
     ------
     ValueError
-        If the file is not an image that can be decoded whole.
+        If the file is not an image that can be decoded whole, or has more than 8 bits a channel.
     FileNotFoundError
         If there is no such file.
     """
@@ -52,12 +52,14 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             image.load()
-            return image
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is damaged or cut short" if "truncated" in str(error) else "no known format"
         raise ValueError(f"{path} is not a readable image ({reason})") from None
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 255
+        raise ValueError(f"{path} has more than 8 bits a channel; save it with 8 bits first")
+    return image
 
 
 def image_files(folder):
@@ -147,7 +149,7 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     -------
     list of uint8 arrays, shape (size, size, 3)
     """
-    size = CROP[scale] if size is None else size
+    size = CROP // scale if size is None else size
     if count < 1 or size < 1:
         raise ValueError(f"count and size must be at least 1, not {count!r} and {size!r}")
     if source == "photographs":

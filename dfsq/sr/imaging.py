@@ -95,9 +95,7 @@ def luma(image):
     float64 array, shape (H, W)
         ``16 + (65.481 R + 128.553 G + 24.966 B) / 255``
     """
-    return 16 + np.asarray(image, dtype=np.float64) @ (
-        np.array([65.481, 128.553, 24.966]) / 255
-    )
+    return 16 + np.asarray(image, dtype=np.float64) @ (np.array([65.481, 128.553, 24.966]) / 255)
 
 
 def _luma_pair(result, target, border):
@@ -139,9 +137,7 @@ def ssim_y(result, target, border):
 
     a, b = _luma_pair(result, target, border)
     if min(a.shape) < 11:
-        raise ValueError(
-            f"SSIM needs 11 pixels in each direction after the border, not {a.shape}"
-        )
+        raise ValueError(f"SSIM needs 11 pixels in each direction after the border, not {a.shape}")
     return float(
         structural_similarity(
             a,
@@ -158,7 +154,7 @@ def to_tensor(image):
     """uint8 (H, W, 3) in 0..255 to a float32 tensor (1, 3, H, W) in 0..1."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def to_image(tensor):

@@ -17,13 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from ..sr.datasets import image_files, read_image
-from ..sr.imaging import crop_to_multiple, imresize, psnr_y, to_image, to_tensor
+from ..sr.datasets import image_files, load_dataset, read_image
+from ..sr.imaging import crop_to_multiple, imresize, psnr_y, to_tensor
 from ..sr.models.edsr import EDSR
+from ..sr.upscaling import Bicubic, upscale
+from .figures import training_curve, use_style
 
 LOG_FIELDS = ("step", "learning_rate", "loss", "validation_psnr", "seconds")
 
@@ -94,14 +97,19 @@ def draw_batch(pairs, recipe, step):
     return torch.cat(lrs), torch.cat(hrs)
 
 
-@torch.no_grad()
-def validate(model, pairs, device):
+def validate(model, pairs):
     """Mean PSNR-Y in dB over whole images, in float32."""
-    values = []
-    for lr, hr in pairs:
-        result = to_image(model(to_tensor(lr).to(device)))
-        values.append(psnr_y(result, hr, model.scale))
-    return float(np.mean(values))
+    return float(np.mean([psnr_y(upscale(model, lr), hr, model.scale) for lr, hr in pairs]))
+
+
+def _moving_average(decay):
+    """Exponential moving average whose decay grows to `decay`, so that it forgets the start."""
+
+    def update(averaged, current, count):
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return update
 
 
 def _write(path, save):
@@ -160,7 +168,7 @@ def train(folder, out, recipe, steps, *, initial=None, save_every=1000, validate
         model.load_state_dict({k: v.float() for k, v in load_file(initial).items()})
     model = model.to(device, memory_format=torch.channels_last)
     averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average)
+        model, multi_avg_fn=_moving_average(recipe.average)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.999))
     step, seconds = recipe.first_step, 0.0
@@ -208,10 +216,12 @@ def train(folder, out, recipe, steps, *, initial=None, save_every=1000, validate
                 flush=True,
             )
         if step % save_every == 0 or step == steps:
-            psnr = validate(averaged.module, held_out, device)
+            psnr = validate(averaged.module, held_out)
             total = seconds + time.perf_counter() - began
             row = (step, recipe.rate(step - 1), np.mean(losses), psnr, total)
-            rows.append(dict(zip(LOG_FIELDS, (row[0], *(f"{v:.6g}" for v in row[1:])), strict=True)))
+            rows.append(
+                dict(zip(LOG_FIELDS, (row[0], *(f"{v:.6g}" for v in row[1:])), strict=True))
+            )
             losses = []
             state = {
                 "recipe": asdict(recipe),
@@ -221,21 +231,57 @@ def train(folder, out, recipe, steps, *, initial=None, save_every=1000, validate
                 "step": step,
                 "seconds": total,
             }
-            _write(checkpoint, lambda p, state=state: torch.save(state, p))
+            # the log first: rows beyond the checkpoint are dropped when the run goes on
             _write_log(log, rows)
+            _write(checkpoint, lambda p, state=state: torch.save(state, p))
             print(f"step {step}: validation PSNR-Y {psnr:.3f} dB", flush=True)
 
 
-def export(out, target):
-    """Write the averaged weights of a checkpoint, in half precision, as safetensors."""
-    state = torch.load(Path(out) / "checkpoint.pt", map_location="cpu", weights_only=True)
+def export(out, target, report_on=()):
+    """Publish a checkpoint: weights, and beside them recipe, log, curve and a report.
+
+    Parameters
+    ----------
+    out : path
+        Folder of :func:`train`.
+    target : path
+        The averaged weights go there in half precision (safetensors); ``.json`` (recipe, steps,
+        report), ``.csv`` (log) and ``.png`` (curve) beside it.
+    report_on : sequence of paths
+        Folders of HR images to report PSNR-Y on, in float32 and with the weights as rounded.
+    """
+    out, target = Path(out), Path(target)
+    state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    recipe = state["recipe"]
     weights = {
         name.removeprefix("module."): value.half().contiguous()
         for name, value in state["averaged"].items()
         if name != "n_averaged"
     }
-    metadata = {"step": str(state["step"]), "recipe": json.dumps(state["recipe"])}
-    _write(Path(target), lambda p: save_file(weights, p, metadata))
+    model = EDSR(recipe["scale"], recipe["blocks"], recipe["features"]).eval()
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    rows = _read_log(out / "log.csv", state["step"])
+    report = {
+        "steps": state["step"],
+        "hours": round(state["seconds"] / 3600, 2),
+        "validation_psnr": float(rows[-1]["validation_psnr"]),
+        "recipe": recipe,
+        "psnr": {},
+    }
+    for folder in map(Path, report_on):
+        pairs = [(p.lr, p.hr) for p in load_dataset(folder, model.scale)]
+        report["psnr"][folder.name] = {
+            "bicubic": validate(Bicubic(model.scale), pairs),
+            "float": validate(model, pairs),
+        }
+    use_style()
+    log = pd.DataFrame(rows).astype(float)
+    _write(target, lambda p: save_file(weights, p, {"step": str(state["step"])}))
+    _write(target.with_suffix(".json"), lambda p: p.write_text(json.dumps(report, indent=2) + "\n"))
+    _write_log(target.with_suffix(".csv"), rows)
+    _write(
+        target.with_suffix(".png"), lambda p: training_curve(log).savefig(p, format="png", dpi=100)
+    )
 
 
 def main(arguments=None):
@@ -249,13 +295,16 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=20000, help="steps in all")
     parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--initial", help="weights to start from (safetensors)")
-    parser.add_argument("--export", help="write the averaged weights there and stop")
+    parser.add_argument("--export", help="publish the averaged weights there and stop")
+    parser.add_argument(
+        "--report-on", nargs="*", default=[], help="with --export: folders to report PSNR-Y on"
+    )
     for name, default in asdict(Recipe()).items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(default), default=default, help="recipe")
     options = vars(parser.parse_args(arguments))
     if options["export"]:
-        export(options["out"], options["export"])
+        export(options["out"], options["export"], options["report_on"])
         return
     recipe = Recipe(**{name: options[name] for name in asdict(Recipe())})
     train(

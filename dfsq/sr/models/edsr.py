@@ -15,9 +15,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features, residual_scale):
         super().__init__()
-        self.body = nn.Sequential(
-            _conv(features, features), nn.ReLU(), _conv(features, features)
-        )
+        self.body = nn.Sequential(_conv(features, features), nn.ReLU(), _conv(features, features))
         self.residual_scale = residual_scale
 
     def forward(self, x):
@@ -58,9 +56,7 @@ class EDSR(nn.Module):
             raise ValueError(f"scale must be 2, 3 or 4, not {scale!r}")
         self.scale = scale
         self.value_range = value_range
-        self.register_buffer(
-            "mean", torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Sequential(_conv(3, features))
         self.body = nn.Sequential(
             *(ResidualBlock(features, residual_scale) for _ in range(blocks)),
@@ -77,4 +73,3 @@ class EDSR(nn.Module):
         x = self.head(x)
         x = x + self.body(x)
         return self.tail(x) / self.value_range + self.mean
-

@@ -1,0 +1,51 @@
+# The study by name: `make` lists what there is. Everything runs in a virtual environment that the
+# first target to need it sets up, from the pinned versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NOTEBOOKS := notebooks/*.ipynb
+STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book serve test lint format strip clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Install everything into .venv (the other targets do so when it is needed)
+
+# torch comes first and by its pin alone: left to the resolver, other versions would be tried, and
+# each brings gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	@echo "Installing into .venv: some minutes, of which most are torch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev]'
+	@touch $@
+
+book: $(INSTALLED) ## Run the notebooks that changed and build the book into _build/html
+	@$(BIN)/python -m doit
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+serve: book ## Build the book and serve it on this machine, at port 8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+test: $(INSTALLED) ## Run the tests; ARGS="-k name" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(STRIP) --verify $(NOTEBOOKS)
+
+format: $(INSTALLED) strip ## Put style right, and strip notebooks of outputs
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+strip: $(INSTALLED) ## Strip notebooks of outputs and of traces of their runs
+	$(STRIP) $(NOTEBOOKS)
+
+clean: ## Remove what was built and cached; .venv stays
+	rm -rf _build .benchmarks .pytest_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,267 @@
+"""The command line: upscale, quantize, bench, run."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+BITS_HELP = "bit-width of weights and activations, 2 to 8, or 32 for float (default: 4)"
+
+
+def main(arguments=None):
+    """Run a command; 0 on success, 2 with a one-line error otherwise."""
+    options = _parser().parse_args(arguments)
+    from .study.notebooks import NotebookError
+
+    try:
+        options.run(options)
+    except (ValueError, OSError, NotebookError) as error:
+        print(f"dfsq: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dfsq: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="dfsq",
+        description="Distribution-flexible subset quantization of super-resolution networks.",
+    )
+    from . import __version__
+
+    parser.add_argument("--version", action="version", version=f"dfsq {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name, run, text, example):
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: {example}",
+        )
+        added.set_defaults(run=run)
+        return added
+
+    upscale = command(
+        "upscale",
+        _upscale,
+        "upscale photographs with a float or quantized network",
+        "dfsq upscale photo.png --model edsr-x2 --bits 4 --out upscaled",
+    )
+    upscale.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    _network_options(upscale)
+    upscale.add_argument(
+        "--quantized", metavar="FILE", help="a file of `dfsq quantize`, instead of --bits"
+    )
+    upscale.add_argument(
+        "--out", default=".", metavar="FOLDER", help="folder for the results (default: this one)"
+    )
+
+    quantize = command(
+        "quantize",
+        _quantize,
+        "quantize a network and write it to a file",
+        "dfsq quantize --model edsr-x2 --bits 4 --out edsr4.safetensors",
+    )
+    _network_options(quantize)
+    quantize.add_argument(
+        "--out", required=True, metavar="FILE", help="file to write, .safetensors"
+    )
+
+    bench = command(
+        "bench",
+        _bench,
+        "measure networks, data sets, methods and bit-widths; resumes where it was stopped",
+        "dfsq bench --methods dfsq dfsq-points --bits 4 3 --out results",
+    )
+    bench.add_argument("--models", nargs="+", default=["edsr-x2"], metavar="NAME|FILE")
+    bench.add_argument(
+        "--datasets", nargs="+", default=["photographs"], metavar="NAME|FOLDER",
+        help="'photographs' (embedded) or folders of HR images",
+    )  # fmt: skip
+    bench.add_argument(
+        "--methods", nargs="+", metavar="PRESET", help="(default: bicubic, float and all presets)"
+    )
+    bench.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
+    bench.add_argument("--seeds", nargs="+", type=int, default=[0])
+    bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
+    bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
+
+    run = command(
+        "run",
+        _run,
+        "run a notebook with parameters of yours",
+        "dfsq run notebooks/03_selection.ipynb -p bits 3 --out out.ipynb",
+    )
+    run.add_argument("notebook", metavar="NOTEBOOK", help="a notebook with a parameters cell")
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        dest="parameters",
+        help="a parameter; may be given several times",
+    )
+    run.add_argument(
+        "--out", metavar="FILE", help="executed notebook (default: NOTEBOOK's name, -run appended)"
+    )
+    run.add_argument(
+        "--list", action="store_true", help="list the notebook's parameters and do nothing else"
+    )
+    return parser
+
+
+def _network_options(parser):
+    parser.add_argument(
+        "--model",
+        default="edsr-x2",
+        metavar="NAME|FILE",
+        help="a network's name, or a file of EDSR weights (default: edsr-x2)",
+    )
+    parser.add_argument(
+        "--value-range",
+        type=float,
+        metavar="RANGE",
+        help="for a file: range of the RGB values that its weights expect, 255 (default) or 1",
+    )
+    parser.add_argument("--bits", type=int, default=4, help=BITS_HELP)
+    parser.add_argument(
+        "--method", default="dfsq-subset", metavar="PRESET", help="(default: dfsq-subset)"
+    )
+    parser.add_argument(
+        "--calibration",
+        default="photographs",
+        metavar="FOLDER",
+        help="folder of HR photographs to calibrate on (default: embedded photographs)",
+    )
+    parser.add_argument(
+        "--crops", type=int, default=32, help="number of calibration crops (default: 32)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the calibration draw and of K-means (default: 0)"
+    )
+
+
+def _config(options):
+    from .config import BITS, Config
+
+    if options.bits not in BITS:
+        raise ValueError(f"--bits must be one of {', '.join(map(str, BITS))}, not {options.bits}")
+    if options.bits == 32:
+        return Config.preset("float")
+    return Config.preset(options.method, options.bits, seed=options.seed)
+
+
+def _writable_folder(folder):
+    """The folder, made if it is not there; refused before any work if it cannot be written to."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".dfsq-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write to {folder}: {reason}; give another --out") from None
+    return folder
+
+
+def _quantized(options, config):
+    """The network of the options, quantized unless the configuration is float."""
+    from . import quantize, sr
+
+    model = sr.load_model(options.model, value_range=options.value_range)
+    if config.weight_bits == config.act_bits == 32:
+        return model
+    crops = sr.calibration_crops(options.calibration, model.scale, options.crops, seed=options.seed)
+    return quantize(model, crops, config)
+
+
+def _upscale(options):
+    from tqdm import tqdm
+
+    from . import load, sr
+    from .sr.datasets import open_image
+    from .sr.upscaling import upscale_photograph
+
+    config = _config(options)
+    images = [(Path(path), open_image(path)) for path in options.images]
+    for path, image in images:
+        if min(image.size) < 8:
+            raise ValueError(
+                f"{path} has {image.width}x{image.height} pixels; "
+                "8x8 at least are needed to normalize by an image's statistics"
+            )
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{path} has more than 8 bits a channel; save it with 8 bits first")
+    names = [path.stem for path, _ in images]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two images are called {twice}; upscale them in two runs")
+    folder = _writable_folder(options.out)
+    if options.quantized:
+        float_model = sr.load_model(options.model, value_range=options.value_range)
+        model = load(options.quantized, float_model)
+        config = model.quantization.config
+    else:
+        model = _quantized(options, config)
+    width = f"w{config.weight_bits}a{config.act_bits}"
+    for path, image in tqdm(images, "upscaling", unit="image"):
+        result = upscale_photograph(model, image)
+        target = folder / f"{path.stem}_x{model.scale}_{width}.png"
+        temporary = target.with_suffix(".part")
+        try:
+            result.save(temporary, format="PNG")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        tqdm.write(f"{target}  {result.width}x{result.height}")
+
+
+def _quantize(options):
+    from . import save
+
+    config = _config(options)
+    if config.weight_bits == config.act_bits == 32:
+        raise ValueError("--bits 32 and the method float quantize nothing; give 2 to 8 bits")
+    target = Path(options.out)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"--out must be a .safetensors file, not {options.out!r}")
+    _writable_folder(target.parent)
+    model = _quantized(options, config)
+    save(model, target)
+    print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
+
+
+def _bench(options):
+    from .config import PRESETS
+    from .study.benchmark import RESULTS_FOLDER, Bench, Store, grid
+
+    folder = _writable_folder(options.out or RESULTS_FOLDER)
+    methods = options.methods or ["bicubic", *PRESETS]
+    cells = grid(
+        options.models, options.datasets, methods, options.bits, options.seeds, options.limit
+    )
+    rows = Bench(Store(folder)).run(cells)
+    shown = rows[["model", "dataset", "images", "method", "bits", "seed", "psnr", "ssim"]]
+    print(shown.to_string(index=False, float_format="%.3f"))
+
+
+def _run(options):
+    from .study import notebooks
+
+    path = Path(options.notebook)
+    if options.list:
+        for parameter in notebooks.parameters(path):
+            print(f"{parameter.name}: {parameter.type} = {parameter.default}  # {parameter.help}")
+        return
+    output = Path(options.out) if options.out else Path(f"{path.stem}-run.ipynb")
+    seconds = notebooks.execute(path, output, dict(options.parameters))
+    print(f"{output}  {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A network applied to an image, or to a photograph of any common mode."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from .imaging import imresize, to_image, to_tensor
+
+
+@torch.no_grad()
+def upscale(model, lr):
+    """Upscale an image with a network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        RGB 0..1 in and out.
+    lr : uint8 array, shape (H, W, 3)
+
+    Returns
+    -------
+    uint8 array, shape (scale*H, scale*W, 3)
+        The output clipped to 0..1 and rounded to 8 bits.
+    """
+    parameter = next(model.parameters())
+    return to_image(model(to_tensor(lr).to(parameter.device, parameter.dtype)))
+
+
+class Bicubic(nn.Module):
+    """Plain upscaling with the interface of a network; the baseline of every table."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.unused = nn.Parameter(torch.zeros(()))  # carries device and type, as a network's do
+
+    def forward(self, x):
+        return to_tensor(imresize(to_image(x), self.scale))
+
+
+def upscale_photograph(model, image):
+    """Upscale a photograph: upright, greyscale as greyscale, transparency kept.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With an attribute ``scale``.
+    image : PIL.Image.Image
+        With 8 bits a channel. A transparency channel is upscaled by bicubic.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In mode L, LA, RGB or RGBA.
+    """
+    image = ImageOps.exif_transpose(image)
+    transparent = image.has_transparency_data
+    grey = image.mode in ("1", "L", "LA")
+    rgb = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    result = Image.fromarray(upscale(model, rgb[..., :3]))
+    if grey:
+        result = result.convert("L")
+    if transparent:
+        result.putalpha(Image.fromarray(imresize(rgb[..., 3], model.scale)))
+    return result

@@ -1,0 +1,310 @@
+"""Every figure of the book, in one visual language.
+
+White background (it stays readable in dark mode), the colour-blind safe palette of Okabe and Ito,
+one colour a method wherever it appears, units and the better direction on every axis.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#C9B800", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#767676"
+
+#: Colour of each method and selector.
+COLORS = {
+    "float": BLACK,
+    "bicubic": GREY,
+    "exact": BLUE,
+    "kmeans": ORANGE,
+    "kmeans-hist": YELLOW,
+    "exhaustive": RED,
+    "free": GREEN,
+    "dfsq": ORANGE,
+    "dfsq-points": SKY,
+    "dfsq-subset": BLUE,
+    "uniform-minmax": PURPLE,
+    "uniform-norm": RED,
+    "sq": YELLOW,
+}
+STATIC_COLOR = "#9A9A9A"
+MARKERS = {
+    "exact": "o", "kmeans": "s", "kmeans-hist": "D", "exhaustive": "^", "free": "v",
+    "dfsq": "s", "dfsq-points": "D", "dfsq-subset": "o", "uniform-minmax": "v",
+    "uniform-norm": "^", "sq": "P",
+}  # fmt: skip
+
+
+def use_style():
+    """Set Matplotlib up for the book; called once a notebook."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        rc={
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.color": "#E4E4E4",
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "legend.frameon": False,
+        },
+    )
+
+
+def color(method):
+    """The colour of a method; all static ranges share one."""
+    return COLORS.get(method, STATIC_COLOR)
+
+
+def codebooks(histogram, channel, selections, universal):
+    """One channel's distribution, and the points that each selector takes.
+
+    Parameters
+    ----------
+    histogram : dfsq.Histogram
+    channel : int
+    selections : dict of str to dfsq.Selection
+    universal : array
+        The universal set, drawn as ticks.
+    """
+    height = 2.6 + 0.45 * len(selections)
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(9, height), sharex=True, height_ratios=[2.4, 0.45 * (len(selections) + 1)]
+    )
+    group = 16  # cells a bar
+    count = histogram.count[channel].reshape(-1, group).sum(axis=1)
+    edges = np.linspace(-1, 1, len(count) + 1)
+    top.stairs(count / count.sum(), edges, fill=True, color="#BBD7EA")
+    top.set_ylabel("share of samples\n(a bar: 1/128)")
+    names = list(selections)
+    bottom.plot(universal, np.full(len(universal), len(names)), "|", color=GREY, ms=10, mew=0.7)
+    for row, name in enumerate(names):
+        points = selections[name].points
+        y = np.full(len(points), len(names) - 1 - row)
+        bottom.plot(points, y, MARKERS.get(name, "o"), color=color(name), ms=7)
+        for x in points:
+            top.axvline(x, color=color(name), lw=0.6, alpha=0.5) if name == "exact" else None
+    bottom.set_yticks(range(len(names) + 1), [*reversed(names), "universal set"])
+    bottom.set_ylim(-0.6, len(names) + 0.6)
+    bottom.set_xlabel("normalized value")
+    used = np.flatnonzero(count)
+    bottom.set_xlim(edges[used[0]] - 0.03, edges[used[-1] + 1] + 0.03)
+    return figure
+
+
+def _bits_axis(axis, bits):
+    axis.xaxis.set_major_locator(FixedLocator(sorted(set(bits))))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("bits")
+
+
+def error_ratios(table):
+    """Squared error over the exact optimum's, channel by channel, against bits.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``bits``, ``method``, ``ratio``; a row a channel.
+    """
+    layers = list(table.layer.unique())
+    figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4), sharey=True)
+    for axis, layer in zip(np.atleast_1d(axes), layers, strict=True):
+        part = table[table.layer == layer]
+        methods = list(part.method.unique())
+        sns.boxplot(
+            part, x="bits", y="ratio", hue="method", ax=axis, fliersize=2, linewidth=1,
+            palette={m: color(m) for m in methods}, hue_order=methods,
+        )  # fmt: skip
+        axis.axhline(1, color=BLUE, lw=1.5)
+        axis.set_yscale("log")
+        axis.set_title(layer)
+        axis.set_xlabel("bits")
+        axis.set_ylabel("squared error / exact optimum\n(lower is better)")
+        axis.legend(title=None)
+    return figure
+
+
+def growth(table, x, label, fits):
+    """Time of selectors against a size, with fitted growth.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns `x`, ``method``, ``seconds`` (a channel).
+    x : str
+        Column with the size.
+    label : str
+        Label of that axis.
+    fits : dict of str to (array, array, str)
+        For each method the fitted curve and its formula.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.4))
+    for method in table.method.unique():
+        part = table[table.method == method]
+        marker = MARKERS.get(method, "o")
+        axis.plot(part[x], part.seconds * 1000, marker, color=color(method), ms=7)
+        sizes, seconds, formula = fits[method]
+        axis.plot(
+            sizes, np.asarray(seconds) * 1000, "-", color=color(method), lw=1.4,
+            label=f"{method}: {formula}",
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    ticks = sorted(table[x].unique())
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.set_xlabel(label)
+    axis.set_ylabel("milliseconds a channel\n(lower is better)")
+    axis.legend(loc="upper left", fontsize=10)
+    return figure
+
+
+def lost_points(table):
+    """Share of the codes that no point stands behind, against bits.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``bits``, ``method``, ``lost`` (0..1).
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.8))
+    for (layer, method), part in table.groupby(["layer", "method"], sort=False):
+        style = "-" if layer == table.layer.iloc[0] else "--"
+        axis.plot(
+            part.bits, 100 * part.lost, style, marker=MARKERS.get(method, "o"),
+            color=color(method), label=f"{method}, {layer}",
+        )  # fmt: skip
+    _bits_axis(axis, table.bits)
+    axis.set_ylabel("codes without a point, %\n(lower is better)")
+    axis.legend(fontsize=10)
+    return figure
+
+
+def strip(images, box, *, reference=None, amplify=None):
+    """A photograph with a box, and the box's content in several images, in a grid.
+
+    Parameters
+    ----------
+    images : dict of str to uint8 array, shape (H, W, 3)
+        Titles and images; the first is shown whole, with the box.
+    box : (x, y, size)
+        In pixels.
+    reference : str, optional
+        Title of the image against which error maps are drawn in a second row.
+    amplify : float, optional
+        Error in grey levels that is drawn in the darkest colour.
+    """
+    x, y, size = box
+    names = list(images)
+    rows = 1 if reference is None else 2
+    columns = len(names)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.5 * columns, 2.75 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for column, name in enumerate(names):
+        axis, image = axes[0, column], images[name]
+        crop = image[y : y + size, x : x + size]
+        axis.imshow(crop, interpolation="nearest")
+        axis.set_title(name, fontsize=11)
+        if reference is not None and name != reference:
+            target = images[reference][y : y + size, x : x + size]
+            error = np.abs(crop.astype(float) - target).mean(axis=2)
+            shown = axes[1, column].imshow(error, cmap="magma_r", vmin=0, vmax=amplify)
+    if reference is not None:
+        axes[1, names.index(reference)].text(
+            0.5, 0.5, f"mean error\nagainst\n{reference}", ha="center", va="center", fontsize=11
+        )
+        figure.colorbar(shown, ax=list(axes[1]), label="grey levels", shrink=0.8, pad=0.01)
+    return figure
+
+
+def located(image, box):
+    """A photograph with the box that other figures enlarge."""
+    x, y, size = box
+    height, width = image.shape[:2]
+    figure, axis = plt.subplots(figsize=(7, 7 * height / width))
+    axis.imshow(image)
+    axis.add_patch(Rectangle((x, y), size, size, fill=False, ec="white", lw=3))
+    axis.add_patch(Rectangle((x, y), size, size, fill=False, ec=RED, lw=1.6))
+    axis.set_axis_off()
+    return figure
+
+
+def layer_losses(table, ylabel):
+    """Loss when one layer alone is quantized, in the order of the layers.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``loss`` (dB), ``kind``.
+    """
+    figure, axis = plt.subplots(figsize=(10, 4))
+    kinds = list(table.kind.unique())
+    palette = dict(zip(kinds, (BLUE, ORANGE, GREEN), strict=False))
+    axis.bar(range(len(table)), table.loss, color=[palette[k] for k in table.kind])
+    for kind in kinds:
+        axis.bar(0, 0, color=palette[kind], label=kind)
+    axis.set_xticks(range(len(table)), table.layer, rotation=90, fontsize=8)
+    axis.set_ylabel(ylabel)
+    axis.legend()
+    axis.grid(axis="x", visible=False)
+    return figure
+
+
+def psnr_by_bits(table, float_psnr, bicubic_psnr=None):
+    """PSNR against bits, a line a method.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``method``, ``bits``, ``psnr``.
+    float_psnr, bicubic_psnr : float
+        Drawn as levels, in dB.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 5))
+    levels = [("float", float_psnr)]
+    if bicubic_psnr is not None:
+        levels.append(("bicubic", bicubic_psnr))
+    for name, level in levels:
+        axis.axhline(level, color=color(name), lw=1.3, ls=":")
+        axis.annotate(
+            name, (1, level), xycoords=("axes fraction", "data"), va="bottom", ha="right",
+            color=color(name),
+        )  # fmt: skip
+    for method in table.method.unique():
+        part = table[table.method == method].sort_values("bits")
+        static = method.startswith("static")
+        axis.plot(
+            part.bits, part.psnr, marker=None if static else MARKERS.get(method, "o"),
+            ls="--" if static else "-", color=color(method), lw=1.2 if static else 1.8,
+            label=None if static else method, zorder=1 if static else 3,
+        )  # fmt: skip
+    if table.method.str.startswith("static").any():
+        axis.plot([], [], "--", color=STATIC_COLOR, label="static ranges")
+    _bits_axis(axis, table.bits)
+    axis.set_ylabel("PSNR-Y, dB (higher is better)")
+    axis.legend(loc="lower right", fontsize=10)
+    return figure
+
+
+def training_curve(log):
+    """Loss and validation PSNR of a training log (columns as `dfsq.study.training` writes)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    left.plot(log.step, log.loss, color=BLUE)
+    left.set_ylabel("L1 loss (lower is better)")
+    right.plot(log.step, log.validation_psnr, color=BLUE, label="averaged weights")
+    right.set_ylabel("validation PSNR-Y, dB (higher is better)")
+    for axis in (left, right):
+        axis.set_xlabel("step")
+    return figure

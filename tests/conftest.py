@@ -1,0 +1,36 @@
+"""What several test modules need."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The root of the checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def dfsq_data():
+    """Folder of benchmark images and published weights, named by ``DFSQ_DATA``.
+
+    Without the variable its tests are skipped; with ``DFSQ_REQUIRE_DATA=1`` they fail, so that a
+    machine that should have the data cannot pass by missing it.
+    """
+    folder = os.environ.get("DFSQ_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    reason = f"DFSQ_DATA names no folder: {folder}" if folder else "DFSQ_DATA is not set"
+    if os.environ.get("DFSQ_REQUIRE_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory):
+    """Selections are remembered in a folder of this run, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFSQ_CACHE", str(tmp_path_factory.mktemp("dfsq-cache")))
+        yield

@@ -1,0 +1,326 @@
+"""Normalization and activation quantizers, against brute force and literal loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfsq.activations import (
+    CodebookQuantizer,
+    DynamicUniformQuantizer,
+    StaticUniformQuantizer,
+    center_max,
+    static_range,
+)
+from dfsq.universal import universal_set
+
+UNIVERSAL = universal_set()
+OFF_GRID = universal_set(words=3)
+
+
+def random_points(channels, k, generator, universal=UNIVERSAL):
+    """A random codebook for each channel, of different sizes up to k."""
+    sizes = np.minimum(generator.integers(max(1, k // 2), k + 1, channels), len(universal))
+    sizes[0] = min(k, len(universal))
+    return [np.sort(generator.choice(universal, size, replace=False)) for size in sizes]
+
+
+def random_maps(shape, generator, non_negative=False):
+    x = generator.laplace(size=shape) * generator.uniform(0.01, 100, (1, shape[1], 1, 1))
+    if non_negative:
+        x = np.maximum(x, 0)
+    else:
+        x += generator.normal(size=(1, shape[1], 1, 1)) * 10
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def brute_force(x, points, non_negative):
+    """The method as it is written: statistics a map, then the nearest of the points."""
+    result = np.empty_like(x.numpy())
+    for n, c in np.ndindex(x.shape[:2]):
+        plane = x[n, c].numpy()
+        mean = np.float32(0 if non_negative else plane.astype(np.float64).mean())
+        scale = np.float32(np.abs(plane - mean).max() + np.float32(1e-8))
+        z = ((plane - mean) / scale).astype(np.float64)
+        # the last of the nearest: an exact tie goes up
+        falling = points[c][::-1]
+        nearest = falling[np.argmin(np.abs(z[..., None] - falling), axis=-1)]
+        result[n, c] = nearest.astype(np.float32) * scale + mean
+    return torch.from_numpy(result)
+
+
+# --- normalization ---
+
+
+def test_normalization_is_the_papers():
+    x = random_maps((2, 3, 16, 16), np.random.default_rng(0))
+    z, offset, scale = center_max(x)
+    mean = x.double().mean((2, 3), keepdim=True)
+    assert torch.equal(offset, mean.float())
+    assert torch.equal(scale, (x - offset).abs().amax((2, 3), keepdim=True) + 1e-8)
+    assert torch.equal(z, (x - offset) / scale)
+    assert z.abs().amax() <= 1
+
+    z, offset, scale = center_max(x.relu(), non_negative=True)
+    assert not offset.any()
+    assert torch.equal(scale, x.relu().amax((2, 3), keepdim=True) + 1e-8)
+    assert z.min() == 0
+    assert z.max() <= 1
+
+
+def test_normalization_of_a_constant_map():
+    x = torch.full((1, 2, 8, 8), 3.25)
+    z, offset, scale = center_max(x)
+    assert not z.any()
+    assert torch.equal(z * scale + offset, x)
+    assert not center_max(torch.zeros(1, 1, 8, 8), non_negative=True)[0].any()
+
+
+# --- codebooks ---
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 5, 9, 13)])
+def test_nearest_point_of_each_channel(shape, bits, non_negative):
+    generator = np.random.default_rng(bits)
+    points = random_points(shape[1], 2**bits, generator, UNIVERSAL[188 * non_negative :])
+    x = random_maps(shape, generator, non_negative)
+    quantizer = CodebookQuantizer(points, non_negative=non_negative)
+    assert torch.equal(quantizer(x), brute_force(x, points, non_negative))
+
+
+@pytest.mark.parametrize("universal", [UNIVERSAL, UNIVERSAL[UNIVERSAL >= 0]])
+def test_every_midpoint_goes_up_and_the_float_below_it_down(universal):
+    """At each midpoint of each two points, the trap of z + 1 in floating point among them."""
+    a, b = (p.ravel() for p in np.meshgrid(universal[::2], universal[1::3]))
+    pairs = np.sort(np.stack([a, b], axis=1)[a != b], axis=1)
+    quantizer = CodebookQuantizer(list(pairs))
+    middle = torch.from_numpy(pairs.mean(axis=1).astype(np.float32))
+    below = torch.nextafter(middle, torch.tensor(-2.0))
+    z = torch.stack([middle, below], dim=1)[None, :, None]
+    codes = quantizer.codes(z)[0, :, 0]
+    assert torch.equal(codes, torch.tensor([1, 0]).expand(len(pairs), 2))
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_midpoints_through_the_whole_quantizer(non_negative):
+    """Maps whose scale is 1 and whose mean is 0, so that their values are normalized as is."""
+    points = np.array([0, 0.25, 0.5, 1]) if non_negative else np.array([-0.75, -0.25, 0.5, 1])
+    middle = (points[1:] + points[:-1]) / 2
+    values = np.concatenate([middle, np.nextafter(middle.astype(np.float32), -1), [1.0]])
+    values = np.resize(values, 32)
+    expected = points[np.searchsorted(middle, values, side="right")]
+    if not non_negative:
+        values = np.concatenate([values, -values])
+        expected = points[np.searchsorted(middle, values, side="right")]
+    side = (1, 1, -1, 8)
+    values, expected = (torch.tensor(v, dtype=torch.float32).view(side) for v in (values, expected))
+    if non_negative:
+        values, expected = (v.tile(1, 1, 2, 1) for v in (values, expected))
+    quantizer = CodebookQuantizer([points], non_negative=non_negative)
+    assert torch.equal(quantizer(values), expected)
+
+
+def test_values_beyond_the_outer_points_take_these():
+    quantizer = CodebookQuantizer([[-0.5, 0.25]])
+    codes = quantizer.codes(torch.tensor([-1.0, -5.0, 1.0, 5.0]).view(1, 1, 1, 4))
+    assert codes.flatten().tolist() == [0, 0, 1, 1]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second pixel": lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3)[
+        ..., ::2, ::2
+    ],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded batch": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize(("bits", "channels"), [(2, 1), (2, 7), (8, 3)])
+def test_one_pass_is_the_reference_bit_for_bit(bits, channels, non_negative, layout):
+    generator = np.random.default_rng(bits)
+    x = LAYOUTS[layout](random_maps((2, channels, 17, 11), generator, non_negative))
+    points = random_points(channels, 2**bits, generator)
+    quantizer = CodebookQuantizer(points, non_negative=non_negative)
+    before = x.clone()
+    _, offset, scale = center_max(x, non_negative)
+    assert torch.equal(quantizer(x), quantizer.reference(x, offset, scale))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-30, 1e30])
+def test_constant_map(value):
+    x = torch.full((2, 2, 8, 8), value)
+    quantizer = CodebookQuantizer([[-1, 0, 1]] * 2)
+    _, offset, scale = center_max(x)
+    assert torch.equal(quantizer(x), quantizer.reference(x, offset, scale))
+    assert torch.equal(quantizer(x), x)
+
+
+def test_one_pixel_warns_once():
+    x = torch.tensor([0.5, -2.0]).view(1, 2, 1, 1)
+    quantizer = CodebookQuantizer([[-1, 0, 1]] * 2, layer="body.3")
+    with pytest.warns(UserWarning, match=r"layer 'body.3' meets a map of under 64 pixels"):
+        first = quantizer(x)
+    assert torch.equal(first, x)  # z is 0, and the mean carries the pixel
+    assert torch.equal(quantizer(x), x)
+
+
+def test_images_of_a_batch_do_not_meet():
+    generator = np.random.default_rng(1)
+    x = random_maps((3, 4, 12, 12), generator)
+    quantizer = CodebookQuantizer(random_points(4, 16, generator))
+    together = quantizer(x)
+    assert all(torch.equal(together[i : i + 1], quantizer(x[i : i + 1])) for i in range(3))
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_thresholds_off_the_grid_are_searched(non_negative):
+    generator = np.random.default_rng(2)
+    points = random_points(3, 16, generator, OFF_GRID)
+    quantizer = CodebookQuantizer(points, non_negative=non_negative)
+    assert quantizer.table is None
+    x = random_maps((2, 3, 10, 10), generator, non_negative)
+    z, offset, scale = center_max(x, non_negative)
+    for c, p in enumerate(points):
+        middle = ((p[1:] + p[:-1]) / 2).astype(np.float32)
+        codes = np.searchsorted(middle, z[:, c].numpy(), side="right")
+        assert np.array_equal(quantizer.codes(z)[:, c].numpy(), codes)
+        expected = torch.from_numpy(p.astype(np.float32)[codes]) * scale[:, c] + offset[:, c]
+        assert torch.equal(quantizer(x)[:, c], expected)
+
+
+def test_thresholds_of_ones_own():
+    quantizer = CodebookQuantizer([[-0.9, 0.123, 0.7]], [[0, 0.25]])
+    z = torch.tensor([-1e-9, 0.0, 0.2499, 0.25]).view(1, 1, 1, 4)
+    assert quantizer.codes(z).flatten().tolist() == [0, 1, 1, 2]
+    assert np.array_equal(quantizer.points[0], np.float32([-0.9, 0.123, 0.7]))
+
+
+@pytest.mark.parametrize(
+    ("points", "thresholds", "message"),
+    [
+        ([[0, 1], [1, 0]], None, "channel 1: points must be finite, sorted and distinct"),
+        ([[0, 0]], None, "channel 0: points"),
+        ([[0, np.nan]], None, "channel 0: points"),
+        ([[]], None, "at least one"),
+        ([[0, 0.5, 1]], [[0.5]], "channel 0: thresholds must be sorted, one fewer"),
+        ([[0, 0.5, 1]], [[0.5, 0.25]], "thresholds must be sorted"),
+    ],
+)
+def test_bad_codebooks(points, thresholds, message):
+    with pytest.raises(ValueError, match=message):
+        CodebookQuantizer(points, thresholds)
+
+
+# --- uniform controls ---
+
+
+def uniform(plane, low, high, bits):
+    """A map on 2^bits even levels from low to high, value by value."""
+    low, high = np.float32(low), np.float32(high)
+    step = np.float32((high - low) / np.float32(2**bits - 1))
+    codes = np.round((plane - low) / step) if step > 0 else np.zeros_like(plane)
+    return np.clip(codes, 0, 2**bits - 1) * step + low
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_dynamic_uniform(bits, non_negative):
+    x = random_maps((2, 3, 9, 10), np.random.default_rng(bits), non_negative) + non_negative
+    result = DynamicUniformQuantizer(bits, non_negative)(x)
+    for n, c in np.ndindex(2, 3):
+        plane = x[n, c].numpy()
+        low, high = 0 if non_negative else plane.min(), plane.max()
+        assert np.array_equal(result[n, c].numpy(), uniform(plane, low, high, bits))
+        assert np.abs(result[n, c].numpy() - plane).max() <= (high - low) / (2**bits - 1) * 0.5001
+
+
+def test_dynamic_uniform_of_a_constant_map():
+    x = torch.full((1, 1, 8, 8), -0.3)
+    assert torch.equal(DynamicUniformQuantizer(4)(x), x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_static_uniform(channels):
+    x = random_maps((2, 3, 9, 10), np.random.default_rng(3))
+    low, high = np.linspace(-8, -2, 3)[:channels], np.linspace(3, 9, 3)[:channels]
+    result = StaticUniformQuantizer(3, low, high)(x)
+    for n, c in np.ndindex(2, 3):
+        i = c % channels
+        assert np.array_equal(result[n, c].numpy(), uniform(x[n, c].numpy(), low[i], high[i], 3))
+
+
+def test_static_range_of_one_value():
+    x = torch.full((1, 1, 8, 8), 0.7)
+    assert torch.equal(StaticUniformQuantizer(4, [0.5], [0.5])(x), torch.full_like(x, 0.5))
+    with pytest.raises(ValueError, match=r"layer 'a': a static range must have low <= high"):
+        StaticUniformQuantizer(4, [1], [0], layer="a")
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_static_ranges(non_negative):
+    values = np.random.default_rng(4).standard_t(3, 20_000).astype(np.float32)
+    values = np.maximum(values, 0) if non_negative else values
+    minmax = static_range(values, 4, "minmax")
+    assert minmax == (values.min(), values.max())
+    low, high = static_range(values, 4, "percentile", 99)
+    assert np.mean(values > high) == pytest.approx(0.01, abs=1e-3)
+    assert np.mean(values < low) == pytest.approx(0 if non_negative else 0.01, abs=1e-3)
+
+    def error(bounds):
+        return ((uniform(values, *bounds, 4) - values).astype(np.float64) ** 2).sum()
+
+    best = error(static_range(values, 4, "mse"))
+    assert best < error(minmax)
+    others = [np.multiply(minmax, shrink) for shrink in np.linspace(1, 0.05, 80)]
+    assert best <= min(map(error, others)) * (1 + 1e-6)
+
+
+def test_static_range_of_another_name():
+    with pytest.raises(ValueError, match="minmax, percentile or mse, not 'max'"):
+        static_range([0, 1], 4, "max")
+
+
+# --- what every quantizer refuses ---
+
+QUANTIZERS = {
+    "codebook": lambda **options: CodebookQuantizer([[0, 0.5, 1]] * 2, **options),
+    "off the grid": lambda **options: CodebookQuantizer([[0, 1 / 3, 1]] * 2, **options),
+    "dynamic": lambda **options: DynamicUniformQuantizer(2, **options),
+    "static": lambda **options: StaticUniformQuantizer(2, [0], [1], **options),
+}
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_values_that_are_not_finite(kind, bad, non_negative):
+    quantizer = QUANTIZERS[kind](non_negative=non_negative, layer="body.3.body.2")
+    x = torch.rand(1, 2, 8, 8)
+    x[0, 1, 3, 4] = bad
+    with pytest.raises(ValueError, match=r"layer 'body.3.body.2': its input holds NaN or infinity"):
+        quantizer(x)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_negative_value_in_a_non_negative_layer(kind):
+    quantizer = QUANTIZERS[kind](non_negative=True, layer="body.2")
+    x = torch.rand(1, 2, 8, 8)
+    x[0, 0, 0, 0], x[0, 1, 1, 1] = -0.2, -0.9
+    with pytest.warns(
+        UserWarning, match=r"layer 'body.2' was calibrated on non-negative"
+    ) as caught:
+        first = quantizer(x)
+    assert len(caught) == 1
+    assert first[0, 0, 0, 0] == first[0, 1, 1, 1] == 0  # the smallest point
+    assert torch.equal(quantizer(x), first)  # no second warning, which would be an error here
+
+
+def test_another_number_of_channels():
+    with pytest.raises(ValueError, match="layer 'tail' takes 2 channels, not 3"):
+        CodebookQuantizer([[0, 1]] * 2, layer="tail")(torch.rand(1, 3, 8, 8))

@@ -1,0 +1,174 @@
+"""Configurations validate themselves and survive JSON."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from dfsq.config import PRESETS, Config
+
+CONFIGS = [
+    Config(),
+    Config(8, 32, layers="body.*", exclude=["body.0"], non_negative=("*.2",), seed=7),
+    Config(universal=[[1, 0.5, 0], [0.25, 0]], selector="exhaustive"),
+    Config(universal="sq", selector="symmetric"),
+    Config(words=3),
+    Config(overrides=(("head", {"weight_bits": 8, "act_bits": 8}), ("*", {"weights": "mse"}))),
+    *(Config.preset(name, 3) for name in PRESETS),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_json_round_trip(config):
+    assert Config.from_json(config.to_json()) == config
+    assert hash(Config.from_json(config.to_json())) == hash(config)
+    assert json.loads(config.to_json())["format"] == 1
+
+
+def test_files_that_are_not_of_this_format():
+    values = json.loads(Config().to_json())
+    with pytest.raises(ValueError, match="format must be 1, not 2; update dfsq"):
+        Config.from_json(json.dumps(values | {"format": 2}))
+    with pytest.raises(ValueError, match="format must be 1, not None"):
+        Config.from_json("{}")
+    with pytest.raises(ValueError, match="unknown field in a configuration: clip, rounding"):
+        Config.from_json(json.dumps(values | {"rounding": 1, "clip": 2}))
+    with pytest.raises(ValueError, match="act_bits must be one of"):
+        Config.from_json(json.dumps(values | {"act_bits": "4"}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("weight_bits", 0, "2, 3, 4, 5, 6, 7, 8, 32"),
+        ("weight_bits", 1, "2, 3"),
+        ("act_bits", 33, "2, 3, 4, 5, 6, 7, 8, 32"),
+        ("act_bits", True, "8, 32"),
+        ("act_bits", 4.0, "8, 32"),
+        ("act_bits", "4", "8, 32"),
+        ("weights", "gptq", "minmax, mse, subset"),
+        ("normalization", "rms", "center-max, minmax, static-tensor, static-channel"),
+        ("selector", "k-means", "exact, kmeans, kmeans-hist"),
+        ("static_range", "max", "minmax, percentile, mse"),
+        ("universal", "paper", "dfsq, sq or a list of words"),
+        ("universal", 7, "dfsq, sq or a list of words"),
+        ("universal", [1, 0], "list of words, each a list of numbers"),
+        ("words", 5, "1, 2, 3 or 4"),
+        ("seed", -1, "a whole number of at least 0"),
+        ("seed", 0.5, "a whole number of at least 0"),
+        ("layers", (), "at least one name pattern"),
+    ],
+)
+def test_errors_name_field_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises(ValueError, match=field) as error:
+        Config(**{field: value})
+    assert allowed in str(error.value)
+    if value != ():
+        assert repr(value) in str(error.value)
+
+
+def test_words_that_are_no_powers_of_two():
+    with pytest.raises(ValueError, match=r"0\.3, which is neither 0 nor a power of two"):
+        Config(universal=[[1, 0.3]])
+    with pytest.raises(ValueError, match="words=3 goes with universal='dfsq' only"):
+        Config(universal="sq", words=3)
+
+
+def test_the_sq_set_has_too_few_points_beyond_four_bits():
+    assert Config.preset("sq", 4).selector == "symmetric"
+    assert Config.preset("sq-w", 8).act_bits == 32
+    with pytest.raises(ValueError, match=r"act_bits must be 4 or less for SQ's set .* not 6"):
+        Config.preset("sq", 6)
+
+
+def test_frozen_and_comparable():
+    config = Config(layers=["a", "b"], universal=[[1, 0]])
+    assert config == Config(layers=("a", "b"), universal=((1.0, 0.0),))
+    assert len({config, replace(config), Config()}) == 2
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 3
+
+
+def test_a_single_pattern_may_be_a_string():
+    config = Config(layers="body.*", exclude="body.0", non_negative="body.2")
+    assert (config.layers, config.exclude, config.non_negative) == (
+        ("body.*",),
+        ("body.0",),
+        ("body.2",),
+    )
+
+
+# --- overrides ---
+
+
+def test_overrides_by_layer():
+    config = Config(
+        weight_bits=4,
+        overrides=(
+            ("body.*", {"weight_bits": 3, "selector": "kmeans"}),
+            ("body.0", {"weight_bits": 8}),
+        ),
+    )
+    assert config.for_layer("tail").weight_bits == 4
+    assert config.for_layer("body.1").weight_bits == 3
+    last = config.for_layer("body.0")
+    assert (last.weight_bits, last.selector, last.overrides) == (8, "kmeans", ())
+    as_dict = Config(overrides={"body.*": {"weight_bits": 3}})
+    assert as_dict.for_layer("body.1").weight_bits == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_bits": 33}, "weight_bits must be one of .* not 33"),
+        ({"layers": ("a",)}, "overrides of 'head': unknown field layers; allowed are act_bits"),
+        ({"bits": 4}, "unknown field bits"),
+    ],
+)
+def test_overrides_are_validated(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config(overrides=(("head", changes),))
+
+
+# --- presets ---
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_presets(name, bits):
+    both, weights, activations = (Config.preset(name + end, bits) for end in ("", "-w", "-a"))
+    if name == "float":
+        assert both == weights == activations
+        assert (both.weight_bits, both.act_bits) == (32, 32)
+        return
+    assert (both.weight_bits, both.act_bits) == (bits, bits)
+    assert weights == replace(both, act_bits=32)
+    assert activations == replace(both, weight_bits=32)
+    assert both.weights == ("subset" if name == "dfsq-subset" else "minmax")
+
+
+def test_presets_are_the_methods_of_the_tables():
+    assert Config.preset("dfsq").selector == "kmeans"
+    assert Config.preset("dfsq-points").selector == "exact"
+    assert Config.preset("free").selector == "free"
+    assert Config.preset("uniform-norm").selector == "even"
+    assert Config.preset("uniform-minmax").normalization == "minmax"
+    sq = Config.preset("sq", 3)
+    assert (sq.selector, sq.universal) == ("symmetric", "sq")
+    for name in PRESETS:
+        if name.startswith("static-"):
+            _, grain, method = name.split("-")
+            config = Config.preset(name)
+            assert (config.normalization, config.static_range) == (f"static-{grain}", method)
+
+
+def test_presets_take_further_fields():
+    config = Config.preset("dfsq-a", 6, seed=5, weights="mse", layers="*")
+    assert (config.act_bits, config.weight_bits, config.seed) == (6, 32, 5)
+    assert (config.weights, config.layers) == ("mse", ("*",))
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown preset 'dsfq'") as error:
+        Config.preset("dsfq")
+    assert all(name in str(error.value) for name in PRESETS)
