@@ -6,6 +6,7 @@ those are spilled to disk, layer by layer.
 """
 
 import hashlib
+import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ from tqdm import tqdm
 from .activations import center_max
 from .histogram import Histogram, edges_for
 from .universal import universal_set
+
+
+class _Spill:
+    """A temporary folder, which goes when the last object that refers to it does."""
+
+    def __init__(self):
+        self.path = Path(tempfile.mkdtemp(prefix="dfsq-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass
@@ -39,6 +48,7 @@ class LayerCalibration:
     non_negative: bool
     histogram: Histogram
     inputs: list
+    _spill: _Spill | None = None
 
     def samples(self):
         """Normalized samples as the released code gathers them, shape (C, n), float32."""
@@ -71,32 +81,30 @@ class Calibration:
         Cells of the histograms, see :func:`dfsq.histogram.edges_for`.
     """
 
-    def __init__(self, layers, images, digest, edges, folder):
+    def __init__(self, layers, images, digest, edges, keeps_inputs=False):
         self.layers = layers
         self.images = images
         self.digest = digest
         self.edges = edges
-        self.keeps_inputs = folder is not None
-        if folder is not None:  # the spilled inputs go when this object does
-            weakref.finalize(self, folder.cleanup)
+        self.keeps_inputs = keeps_inputs
 
 
 class _Observer:
     """A forward pre-hook that remembers a layer's input."""
 
-    def __init__(self, name, non_negative, edges, folder):
+    def __init__(self, name, non_negative, edges, spill):
         self.name = name
         self.stated = non_negative is not None
         self.non_negative = non_negative
         self.violated = False
         self.edges = edges
-        self.folder = folder
+        self.spill = spill
         self.histogram = None
         self.inputs = []
 
     def __call__(self, module, arguments):
-        if self.violated:
-            return
+        if self.violated or arguments[0].shape[1] != module.in_channels:
+            return  # the latter the convolution itself refuses
         x = arguments[0].detach().float()
         if not torch.isfinite(x).all():
             raise ValueError(
@@ -111,9 +119,9 @@ class _Observer:
         if self.histogram is None:
             self.histogram = Histogram(x.shape[1], self.edges)
         self.histogram.add(center_max(x, self.non_negative)[0])
-        if self.folder is not None:
+        if self.spill is not None:
             for image in x.cpu().contiguous().numpy():
-                path = self.folder / f"{self.name}-{len(self.inputs)}.npy"
+                path = self.spill.path / f"{self.name}-{len(self.inputs)}.npy"
                 np.save(path, image)
                 self.inputs.append(path)
 
@@ -233,8 +241,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     edges = edges_for(universal_set(config.universal, config.words))
     if keep_inputs is None:
         keep_inputs = any(needs_inputs(config.for_layer(name)) for name in modules)
-    folder = tempfile.TemporaryDirectory(prefix="dfsq-") if keep_inputs else None
-    spill = Path(folder.name) if folder else None
+    spill = _Spill() if keep_inputs else None
 
     def stated(name):
         if config.non_negative is None:
@@ -262,15 +269,15 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
                     raise ValueError(
                         f"layer {name!r} was not run on the calibration images; exclude it"
                     )
-                result[name] = LayerCalibration(o.non_negative, o.histogram, o.inputs)
+                result[name] = LayerCalibration(o.non_negative, o.histogram, o.inputs, spill)
     except BaseException:
-        if folder is not None:
-            folder.cleanup()
+        if spill is not None:
+            spill.remove()
         raise
     finally:
         for module in training:
             module.training = True
-    return Calibration(result, len(batches), digest_of(batches), edges, folder)
+    return Calibration(result, len(batches), digest_of(batches), edges, keep_inputs)
 
 
 def _forward(model, batch):

@@ -347,14 +347,16 @@ def _exact(N, S, total_squares, u, edge, k, pinned):  # noqa: N803
     last_pin = pinned[-1] if len(pinned) else 0
     table[0, : first_pin + 1] = 0.0
     for row in range(1, k):
-        # between two pinned points the predecessor may not lie below the lower one
-        start = 0
+        # `row` points lie below, and k - 1 - row above; between two pinned points the
+        # predecessor may not lie below the lower one
+        start, most = 0, m - k + row
         for s in range(len(pinned) + 1):
             stop = pinned[s] if s < len(pinned) else m - 1
             if stop > start:
                 _row(
-                    table[row - 1], table[row], argument[row],
-                    u, edge, N, S, start + 1, stop, start, stop - 1,
+                    table[row - 1], table[row], argument[row], u, edge, N, S,
+                    max(start + 1, row), min(stop, most),
+                    max(start, row - 1), min(stop - 1, most - 1),
                 )  # fmt: skip
             start = stop
     best, where = np.inf, -1

@@ -198,6 +198,7 @@ class Bench:
         self.calibration = calibration
         self.crops = crops
         self.crop_size = crop_size
+        self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._calibrations = {}, {}, {}, {}
 
     def model(self, name):
@@ -246,7 +247,7 @@ class Bench:
         if config.weight_bits == config.act_bits == 32:
             return model
         if config.act_bits == 32:
-            calibration = Calibration({}, 0, "", None, None)
+            calibration = Calibration({}, 0, "", None)
         else:
             calibration = self.calibrated(cell.model, config, cell.seed)
         return quantize(model, calibration, config, progress=False)
@@ -283,6 +284,7 @@ class Bench:
 
     def missing(self, cells):
         """The cells that the store does not hold yet."""
+        cells = dict.fromkeys(cells)  # each once
         return [cell for cell in cells if self.store.find(row_id(self.key(cell))) is None]
 
     def run(self, cells, *, progress=True):

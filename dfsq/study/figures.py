@@ -8,7 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#C9B800", "#0072B2", "#D55E00", "#CC79A7",
@@ -127,6 +134,9 @@ def error_ratios(table):
         )  # fmt: skip
         axis.axhline(1, color=BLUE, lw=1.5)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_title(layer)
         axis.set_xlabel("bits")
         axis.set_ylabel("squared error / exact optimum\n(lower is better)")
@@ -160,6 +170,8 @@ def growth(table, x, label, fits):
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted(table[x].unique())
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -241,22 +253,23 @@ def located(image, box):
     return figure
 
 
-def layer_losses(table, ylabel):
-    """Loss when one layer alone is quantized, in the order of the layers.
+def layer_deviations(table):
+    """Deviation from float when one layer alone is quantized, in the order of the layers.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns ``layer``, ``loss`` (dB), ``kind``.
+        Columns ``layer``, ``deviation`` (grey levels), ``kind``.
     """
     figure, axis = plt.subplots(figsize=(10, 4))
     kinds = list(table.kind.unique())
     palette = dict(zip(kinds, (BLUE, ORANGE, GREEN), strict=False))
-    axis.bar(range(len(table)), table.loss, color=[palette[k] for k in table.kind])
+    axis.bar(range(len(table)), table.deviation, color=[palette[k] for k in table.kind])
     for kind in kinds:
         axis.bar(0, 0, color=palette[kind], label=kind)
-    axis.set_xticks(range(len(table)), table.layer, rotation=90, fontsize=8)
-    axis.set_ylabel(ylabel)
+    axis.set_xticks(range(len(table)), table.layer, rotation=90, fontsize=9)
+    axis.set_xlim(-0.7, len(table) - 0.3)
+    axis.set_ylabel("deviation from float, grey levels\n(lower is better)")
     axis.legend()
     axis.grid(axis="x", visible=False)
     return figure

@@ -1,0 +1,307 @@
+"""The store of results never loses, repeats or mixes up a row."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from dfsq import sr
+from dfsq.sr.datasets import ImagePair
+from dfsq.sr.imaging import imresize, psnr_y, ssim_y, to_image, to_tensor
+from dfsq.sr.models.edsr import EDSR
+from dfsq.study import benchmark
+from dfsq.study.benchmark import KEY, Bench, Cell, Store, evaluate, grid, row_id
+
+
+def tiny_model(seed):
+    torch.manual_seed(seed)
+    return EDSR(blocks=2, features=4).eval()
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """Networks are tiny ones, drawn from a seed that a test may change."""
+    chosen = {"seed": 0}
+    monkeypatch.setattr(sr, "load_model", lambda name: tiny_model(chosen["seed"]))
+    return chosen
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three images called by numbers, of 12x12 LR pixels."""
+    folder = tmp_path / "001"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(3):
+        image = imresize(generator.integers(0, 256, (6, 6, 3), np.uint8), 4)
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture
+def bench(weights, photos, tmp_path):
+    """A function that gives a fresh bench on the same store, as a new process would."""
+
+    def make(**options):
+        store = Store(tmp_path / "results")
+        return Bench(store, **({"calibration": photos, "crops": 2, "crop_size": 9} | options))
+
+    return make
+
+
+@pytest.fixture
+def cell(photos):
+    return Cell("tiny", str(photos), "dfsq-points", 4)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The cells that were computed."""
+    cells, original = [], Bench.compute
+
+    def counted(self, cell):
+        cells.append(cell)
+        return original(self, cell)
+
+    monkeypatch.setattr(Bench, "compute", counted)
+    return cells
+
+
+def run(bench, *cells):
+    return bench.run(cells, progress=False)
+
+
+# --- measuring ---
+
+
+def test_evaluation_by_hand():
+    model, generator = tiny_model(1), np.random.default_rng(1)
+    pairs = []
+    for name in ("b", "a"):
+        hr = generator.integers(0, 256, (20, 24, 3), np.uint8)
+        pairs.append(ImagePair(name, imresize(hr, 1 / 2), hr))
+    rows = evaluate(model, pairs)
+    assert list(rows.columns) == ["image", "psnr", "ssim"]
+    assert rows.image.tolist() == ["b", "a"]
+    for row, pair in zip(rows.itertuples(), pairs, strict=True):
+        with torch.no_grad():
+            result = to_image(model(to_tensor(pair.lr)))
+        assert row.psnr == psnr_y(result, pair.hr, 2)
+        assert row.ssim == ssim_y(result, pair.hr, 2)
+
+
+def test_bicubic_row_is_plain_upscaling(bench, cell):
+    row = run(bench(), replace(cell, method="bicubic", bits=32)).iloc[0]
+    pairs = sr.load_dataset(cell.dataset, 2)
+    psnr = [psnr_y(imresize(p.lr, 2), p.hr, 2) for p in pairs]
+    assert row.psnr == pytest.approx(np.mean(psnr), abs=1e-6)
+
+
+def test_float_row_is_the_network_itself(bench, cell):
+    row = run(bench(), replace(cell, method="float", bits=32)).iloc[0]
+    rows = evaluate(tiny_model(0), sr.load_dataset(cell.dataset, 2))
+    assert (row.psnr, row.ssim) == pytest.approx((rows.psnr.mean(), rows.ssim.mean()), abs=1e-6)
+
+
+def test_quantized_row_is_dfsq_quantize(bench, cell):
+    made = bench()
+    row = run(made, cell).iloc[0]
+    again = bench().compute(cell)  # without a run before
+    assert row.psnr == pytest.approx(again.psnr.mean(), abs=1e-6)
+    assert row.ssim == pytest.approx(again.ssim.mean(), abs=1e-6)
+    assert made.quantized(cell).quantization.config == made.config(cell)
+
+
+@pytest.mark.parametrize(
+    "method", ["dfsq", "dfsq-w", "dfsq-subset-a", "sq", "static-channel-minmax", "uniform-minmax"]
+)
+def test_methods_run(bench, cell, method):
+    row = run(bench(), replace(cell, method=method)).iloc[0]
+    assert np.isfinite(row.psnr)
+    assert (row.method, row.bits, row.images) == (method, 4, 3)
+
+
+def test_grid():
+    cells = grid(["m"], ["d"], ["bicubic", "float", "dfsq", "sq"], [8, 4, 2], seeds=(0, 1))
+    assert cells == [
+        Cell("m", "d", "bicubic", 32, 0),
+        Cell("m", "d", "float", 32, 0),
+        *(Cell("m", "d", "dfsq", bits, seed) for bits in (8, 4, 2) for seed in (0, 1)),
+        *(Cell("m", "d", "sq", bits, seed) for bits in (4, 2) for seed in (0, 1)),
+    ]
+    assert {c.limit for c in grid("m", "d", ["dfsq"], [4], limit=3)} == {3}
+
+
+# --- the store ---
+
+
+def test_what_is_stored(bench, cell, tmp_path):
+    cells = [cell, replace(cell, bits=2), replace(cell, method="bicubic", bits=32)]
+    rows = run(bench(), *cells)
+    assert rows[["method", "bits"]].values.tolist() == [[c.method, c.bits] for c in cells]
+    store = Store(tmp_path / "results")
+    assert sorted(p.name for p in store.folder.iterdir()) == [
+        "images.csv",
+        "provenance.csv",
+        "results.csv",
+    ]
+    assert list(store.results.columns) == ["id", *KEY, "psnr", "ssim"]
+    assert store.results.equals(store.results.sort_values(KEY, ignore_index=True))
+    assert set(store.results.id) == set(store.provenance.id) == set(store.images.id)
+    assert len(store.images) == 3 * 3
+    for row in store.results.itertuples():
+        own = store.images[store.images.id == row.id]
+        assert own.image.tolist() == ["000", "001", "002"]
+        assert own.psnr.mean() == pytest.approx(row.psnr, abs=1e-6)
+        assert own.ssim.mean() == pytest.approx(row.ssim, abs=1e-6)
+    assert store.provenance.device.tolist() == ["cpu"] * 3
+    assert (store.provenance.seconds >= 0).all()
+    # nothing that differs from run to run is in the results
+    assert not {"seconds", "date"} & set(store.results.columns)
+
+
+def test_rows_that_stand_are_not_computed_again(bench, cell, computed, tmp_path):
+    first = run(bench(), cell, replace(cell, bits=2))
+    assert len(computed) == 2
+    before = {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()}
+    again = run(bench(), replace(cell, bits=2), cell, cell)
+    assert len(computed) == 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()} == before
+    assert again.id.tolist() == [first.id[1], first.id[0], first.id[0]]
+
+
+def test_a_run_appends(bench, cell, computed):
+    cells = [replace(cell, bits=bits) for bits in (2, 3, 4)]
+    run(bench(), *cells[:2])
+    rows = run(bench(), *cells)
+    assert computed == cells
+    assert rows.bits.tolist() == [2, 3, 4]
+
+
+def test_a_cell_given_twice_is_computed_once(bench, cell, computed):
+    assert len(run(bench(), cell, cell)) == 2
+    assert computed == [cell]
+
+
+def test_a_killed_run_loses_the_cell_in_work(bench, cell, monkeypatch, tmp_path):
+    cells = [replace(cell, bits=bits) for bits in (2, 3, 4)]
+    original = Bench.compute
+
+    def killed(self, cell):
+        if cell.bits == 4:
+            raise KeyboardInterrupt
+        return original(self, cell)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Bench, "compute", killed)
+        run(bench(), *cells)
+    assert Store(tmp_path / "results").results.bits.tolist() == [2, 3]
+    assert bench().missing(cells) == cells[2:]
+    assert run(bench(), *cells).bits.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("at", ["images", "provenance", "results"])
+def test_killed_between_the_files_of_a_row(bench, cell, monkeypatch, tmp_path, at):
+    """The row is computed anew, and no half of it is left."""
+    run(bench(), cell)
+    second, original = replace(cell, bits=2), benchmark.os.replace
+
+    def killed(source, target):
+        if target.name == f"{at}.csv":
+            raise KeyboardInterrupt
+        original(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(benchmark.os, "replace", killed)
+        run(bench(), second)
+    assert Store(tmp_path / "results").results.bits.tolist() == [4]
+    run(bench(), second)
+    store = Store(tmp_path / "results")
+    assert sorted(store.results.bits) == [2, 4]
+    assert sorted(store.provenance.id) == sorted(store.results.id)
+    assert len(store.images) == 2 * 3
+    assert not store.images.duplicated(["id", "image"]).any()
+
+
+# --- keys ---
+
+
+def invert_a_pixel(photos):
+    path = photos / "001.png"
+    image = np.array(Image.open(path))
+    image[3, 3] ^= 255
+    Image.fromarray(image).save(path)
+
+
+CHANGES = {
+    "weights": lambda weights, photos, patch: weights.update(seed=1),
+    "pixels": lambda weights, photos, patch: invert_a_pixel(photos),
+    "image": lambda weights, photos, patch: (photos / "002.png").unlink(),
+    "method": lambda weights, photos, patch: patch.setattr(benchmark, "METHOD_VERSION", 99),
+    "protocol": lambda weights, photos, patch: patch.setattr(benchmark, "PROTOCOL_VERSION", 99),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_rows_are_keyed_by_what_determines_them(
+    bench, cell, weights, photos, computed, monkeypatch, change
+):
+    old = run(bench(), cell).id[0]
+    CHANGES[change](weights, photos, monkeypatch)
+    assert run(bench(), cell).id[0] != old
+    assert len(computed) == 2
+    assert len(bench().store.results) == 2  # the old row stays
+
+
+@pytest.mark.parametrize("options", [{"crops": 3}, {"crop_size": 10}])
+def test_the_calibration_draw_is_part_of_the_key(bench, cell, computed, options):
+    run(bench(), cell)
+    run(bench(**options), cell)
+    run(bench(), replace(cell, seed=1))
+    assert len(computed) == 3
+    assert len(bench().store.results.calibration_digest.unique()) == 3
+
+
+def test_float_rows_do_not_depend_on_the_calibration(bench, cell, computed):
+    plain = [replace(cell, method=m, bits=32) for m in ("float", "bicubic")]
+    run(bench(), *plain)
+    run(bench(crops=3), *plain)
+    assert len(computed) == 2
+
+
+def test_every_part_of_the_key_counts():
+    key = dict.fromkeys(KEY, "x")
+    others = [key | {name: "y"} for name in KEY]
+    assert len({row_id(k) for k in [key, *others]}) == len(KEY) + 1
+
+
+def test_digests_and_names_of_digits_stay_text(tmp_path):
+    store = Store(tmp_path)
+    key = dict.fromkeys(KEY, 1) | {
+        "model": "007",
+        "dataset": "14",
+        "method": "float",
+        "weights_digest": "0012345678901234",
+        "pixel_digest": "12345678e1234567",
+        "calibration_digest": "",
+        "config_digest": "0000000000000000",
+    }
+    image = pd.DataFrame({"image": ["0801"], "psnr": [np.inf], "ssim": [1.0]})
+    store.add(key, image, 1.0)
+    read = Store(tmp_path)
+    assert {name: read.results[name][0] for name in KEY} == key
+    assert read.images.image[0] == "0801"
+    assert read.images.psnr[0] == read.results.psnr[0] == np.inf
+    assert read.find(row_id(key)) is not None
+    assert read.find("other") is None
+    read.add(key | {"seed": 0}, image, 1.0)
+    assert Store(tmp_path).results.seed.tolist() == [0, 1]
+
+
+def test_an_empty_store(tmp_path):
+    store = Store(tmp_path / "none")
+    assert store.find("x") is None
+    assert not store.folder.exists()

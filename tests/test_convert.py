@@ -1,0 +1,454 @@
+"""From float to quantized, and to a file and back."""
+
+import copy
+import os
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+import dfsq
+from dfsq.activations import CodebookQuantizer, center_max
+from dfsq.calibration import calibrate
+from dfsq.config import PRESETS, Config
+from dfsq.convert import QuantConv2d, float_digest
+from dfsq.selection import select_channels
+from dfsq.universal import universal_set
+from dfsq.weights import quantize_weight
+
+
+class Net(nn.Module):
+    """A residual block between head and tail."""
+
+    body_layers = ("body.*",)
+
+    def __init__(self, channels=3, features=6, body=None):
+        super().__init__()
+        self.head = nn.Conv2d(channels, features, 3, padding=1)
+        self.body = body or nn.Sequential(
+            nn.Conv2d(features, features, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 3, padding=1),
+        )
+        self.tail = nn.Conv2d(features, channels, 3, padding=1)
+
+    def forward(self, x):
+        x = self.head(x)
+        return self.tail(x + self.body(x))
+
+
+@pytest.fixture
+def net():
+    return make_net()
+
+
+def make_net(seed=0, **options):
+    torch.manual_seed(seed)
+    return Net(**options).eval()
+
+
+def make_images(channels=3, count=2):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, channels, 16, 12, generator=generator)
+
+
+IMAGES = make_images()
+
+
+def quantize(net, config=None, images=IMAGES):
+    return dfsq.quantize(net, images, config, progress=False)
+
+
+@torch.no_grad()
+def run(net, images=IMAGES):
+    return net(images)
+
+
+# --- what a quantized network computes ---
+
+
+def test_convolution_by_convolution(net):
+    """Against the parts, put together here."""
+    config = Config.preset("dfsq-subset", 3)
+    with torch.no_grad():
+        head = net.head(IMAGES)
+        inputs = [head, net.body[0](head).relu()]
+        x = head
+        for conv, seen, non_negative in (
+            (net.body[0], inputs[0], False),
+            (net.body[2], inputs[1], True),
+        ):
+            samples = [center_max(i[None], non_negative)[0][0].flatten(1) for i in seen]
+            found = select_channels(
+                torch.cat(samples, dim=1).numpy(),
+                3,
+                "exact",
+                universal_set(signed=not non_negative),
+            )
+            quantizer = CodebookQuantizer([s.points for s in found], non_negative=non_negative)
+            weight = quantize_weight(conv.weight, 3, "subset").dequantize()
+            x = functional.conv2d(quantizer(x), weight, conv.bias, padding=1)
+            x = x.relu() if conv is net.body[0] else x
+        expected = net.tail(head + x)
+    assert torch.equal(run(quantize(net, config)), expected)
+
+
+def test_float_is_the_network_itself(net):
+    assert torch.equal(run(quantize(net, Config.preset("float"))), run(net))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("suffix", ["-w", "-a"])
+def test_weights_only_and_activations_only(net, name, suffix):
+    quantized = quantize(net, Config.preset(name + suffix, 4))
+    for layer, conv in ((f"body.{i}", quantized.body[i]) for i in (0, 2)):
+        original = net.get_submodule(layer)
+        assert (conv.activation is not None) == (suffix == "-a" and name != "float")
+        assert (conv.codes is not None) == (suffix == "-w" and name != "float")
+        assert torch.equal(conv.weight, original.weight) == (conv.codes is None)
+        assert torch.equal(conv.bias, original.bias)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_number_of_levels(net, bits):
+    quantized = quantize(net, Config(bits, bits))
+    seen = {}
+    for i in (0, 2):
+        conv = quantized.body[i]
+        assert all(len(channel.unique()) <= 2**bits for channel in conv.weight)
+        conv.activation.register_forward_hook(lambda _, x, y, i=i: seen.update({i: y}))
+    run(quantized)
+    for maps in seen.values():
+        assert all(len(plane.unique()) <= 2**bits for plane in maps.flatten(0, 1))
+
+
+def test_eight_bits_are_closer_than_two(net):
+    expected = run(net)
+    errors = [(run(quantize(net, Config(b, b))) - expected).abs().mean() for b in (2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 10
+
+
+def test_overrides(net):
+    config = Config(4, 4, overrides={"body.0": {"weight_bits": 8, "act_bits": 32}})
+    quantized = quantize(net, config)
+    rows = dfsq.summary(quantized).set_index("layer")
+    assert rows.weight_bits.to_dict() == {"body.0": 8, "body.2": 4}
+    assert rows.act_bits.to_dict() == {"body.0": 32, "body.2": 4}
+    assert quantized.body[0].activation is None
+    assert quantized.body[0].codes.max() == 255
+
+
+# --- the float network stays as it was ---
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_float_network_is_left_untouched(net, training):
+    net.train(training)
+    before, modules = copy.deepcopy(net.state_dict()), list(net.modules())
+    quantized = quantize(net)
+    assert list(net.modules()) == modules
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+    assert all(m.training == training for m in net.modules())
+    assert not any(m.training for m in quantized.modules())
+    # nothing is shared: a change of one is not seen in the other
+    with torch.no_grad():
+        for tensor in quantized.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+
+
+def test_an_error_on_the_way_names_the_layer_and_leaves_the_network(net):
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="Use method='exact'"):
+        quantize(net, Config(selector="exhaustive"))
+    calibration = calibrate(net, IMAGES, Config(), progress=False)
+    net.body[2].weight.data[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"layer 'body\.2': the weight holds NaN"):
+        quantize(net, images=calibration)
+    net.body[2].weight.data[0, 0, 0, 0] = before["body.2.weight"][0, 0, 0, 0]
+    assert type(net.body[0]) is nn.Conv2d
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+
+
+# --- one calibration, several configurations ---
+
+
+def test_calibration_serves_several_configurations(net):
+    calibration = calibrate(net, IMAGES, Config(), keep_inputs=True, progress=False)
+    for name in PRESETS:
+        if name in ("float", "sq"):
+            continue
+        config = Config.preset(name, 3)
+        reused = quantize(net, config, calibration)
+        assert torch.equal(run(reused), run(quantize(net, config)))
+        assert reused.quantization.calibration_digest == calibration.digest
+
+
+def test_weights_only_need_no_layer_in_the_calibration(net):
+    calibration = calibrate(net, IMAGES, Config(layers="head"), progress=False)
+    config = Config.preset("dfsq-w")
+    assert torch.equal(run(quantize(net, config, calibration)), run(quantize(net, config)))
+
+
+def test_calibrations_that_do_not_fit(net):
+    calibration = calibrate(net, IMAGES, Config(), progress=False)
+    with pytest.raises(ValueError, match=r"'body\.0': kmeans needs .* keep_inputs=True"):
+        quantize(net, Config(selector="kmeans"), calibration)
+    with pytest.raises(ValueError, match=r"'body\.0': static-tensor needs"):
+        quantize(net, Config(normalization="static-tensor"), calibration)
+    with pytest.raises(ValueError, match="cells do not fit the universal set"):
+        quantize(net, Config(words=3), calibration)
+    with pytest.raises(ValueError, match="layer 'head' is not in the calibration"):
+        quantize(net, Config(layers="*"), calibration)
+    with pytest.raises(ValueError, match=r"layer 'body\.0' has 8 input .* 6; calibrate this"):
+        quantize(make_net(features=8), None, calibration)
+
+
+# --- networks of all kinds ---
+
+CONVOLUTIONS = {
+    "groups": {"groups": 2},
+    "depthwise": {"groups": 6},
+    "stride": {"stride": 2},
+    "dilation": {"dilation": 2, "padding": 2},
+    "no padding": {"padding": 0},
+    "same": {"padding": "same"},
+    "reflect": {"padding_mode": "reflect"},
+    "circular": {"padding_mode": "circular", "padding": (2, 1)},
+    "no bias": {"bias": False},
+    "1x1": {"kernel_size": 1, "padding": 0},
+    "1x3": {"kernel_size": (1, 3), "padding": (0, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_kinds_of_convolutions(kind, tmp_path):
+    torch.manual_seed(0)
+    options = {"kernel_size": 3, "padding": 1} | CONVOLUTIONS[kind]
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, **options)).eval()
+    quantized = quantize(net, Config(8, 8))
+    expected = run(net)
+    assert run(quantized).shape == expected.shape
+    assert (run(quantized) - expected).abs().max() < 0.1 * expected.abs().max()
+    conv, reference = quantized[1], copy.deepcopy(net[1])
+    reference.weight.data = quantize_weight(net[1].weight, 8).dequantize()
+    x = run(quantized[0])
+    with torch.no_grad():
+        assert torch.equal(conv(x), reference(conv.activation(x)))
+    dfsq.save(quantized, tmp_path / "net.safetensors")
+    assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", net)), run(quantized))
+
+
+def test_greyscale_network(tmp_path):
+    net = make_net(channels=1)
+    arrays = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
+    quantized = quantize(net, Config(layers="*"), list(arrays))
+    assert run(quantized, make_images(1)).shape == (2, 1, 16, 12)
+    with pytest.raises(ValueError, match="layer 'head' takes 1 channels, not 3"):
+        run(quantized)
+
+
+def test_a_convolution_used_in_two_places(tmp_path):
+    """It is replaced in both, and a file brings both back."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1)
+    net = make_net(body=nn.Sequential(conv, nn.ReLU(), conv, nn.Sequential(conv)))
+    quantized = quantize(net)
+    assert quantized.body[0] is quantized.body[2] is quantized.body[3][0]
+    assert isinstance(quantized.body[0], QuantConv2d)
+    assert [r.layer for r in quantized.quantization.layers] == ["body.0"]
+    dfsq.save(quantized, tmp_path / "net.safetensors")
+    assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", net)), run(quantized))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("words", [3, 4])
+def test_other_precisions(net, dtype, words):
+    quantized = quantize(net.to(dtype), Config(8, 8, words=words))
+    result, expected = run(quantized, IMAGES.to(dtype)), run(net, IMAGES.to(dtype))
+    assert result.dtype == dtype
+    assert (result - expected).abs().max() < 0.1
+
+
+def test_networks_that_cannot_be_quantized(net):
+    with pytest.raises(ValueError, match="quantized already; give the float one"):
+        quantize(quantize(net))
+    with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
+        quantize(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"put it into an nn\.Sequential"):
+        quantize(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="no calibration images"):
+        quantize(net, images=[])
+
+
+# --- the record ---
+
+
+def test_summary(net):
+    rows = dfsq.summary(quantize(net, Config.preset("dfsq", 4, layers="*")))
+    assert rows.layer.tolist() == ["head", "body.0", "body.2", "tail"]
+    assert rows.inputs.tolist() == [3, 6, 6, 6]
+    assert rows.outputs.tolist() == [6, 6, 6, 3]
+    assert rows.non_negative.tolist() == [True, False, True, False]
+    assert rows.samples.tolist() == [2 * 16 * 12] * 4
+    assert (rows.points + rows.duplicates / rows.inputs == 16).all()
+    assert rows.relative_error.between(0, 0.1).all()
+    with pytest.raises(ValueError, match=r"not made by dfsq\.quantize or dfsq\.load"):
+        dfsq.summary(net)
+
+
+def test_relative_error_is_that_of_the_samples(net):
+    row = dfsq.summary(quantize(net, Config.preset("dfsq-points", 3))).iloc[0]
+    with torch.no_grad():
+        z, _, _ = center_max(net.head(IMAGES))
+        quantized = quantize(net, Config.preset("dfsq-points", 3)).body[0].activation
+        levels = torch.stack([quantized.levels[c][quantized.codes(z)[:, c]] for c in range(6)], 1)
+    expected = (levels - z).square().sum() / z.square().sum()
+    assert row.relative_error == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_table_of_changed_layers_is_printed(net, capsys):
+    dfsq.quantize(net, IMAGES, Config(), progress=True)
+    printed = capsys.readouterr().out
+    assert "body.0" in printed
+    assert "body.2" in printed
+    assert "head" not in printed
+    dfsq.quantize(net, IMAGES, Config(), progress=False)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+# --- files ---
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "net.safetensors"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_file_brings_back_the_network_bit_for_bit(net, path, name, bits):
+    bits = min(bits, 4) if name == "sq" else bits
+    quantized = quantize(net, Config.preset(name, bits, layers="*"))
+    dfsq.save(quantized, path)
+    loaded = dfsq.load(path, net)
+    assert torch.equal(run(loaded), run(quantized))
+    new = make_images(count=1)[:, :, :9, :10] * 3 - 1  # other sizes and values
+    meets_negatives = nullcontext() if name == "float" else pytest.warns(match="non-negative")
+    with meets_negatives:
+        assert torch.equal(run(loaded, new), run(quantized, new))
+    a, b = quantized.state_dict(), loaded.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert loaded.quantization.config == quantized.quantization.config
+    assert loaded.quantization.calibration_digest == quantized.quantization.calibration_digest
+    assert dfsq.summary(loaded).equals(dfsq.summary(quantized))
+
+
+def test_off_grid_codebooks_in_a_file(net, path):
+    quantized = quantize(net, Config(words=3))
+    dfsq.save(quantized, path)
+    assert torch.equal(run(dfsq.load(path, net)), run(quantized))
+
+
+def test_loading_leaves_the_float_network(net, path):
+    dfsq.save(quantize(net), path)
+    digest = float_digest(net.train())
+    loaded = dfsq.load(path, net)
+    assert float_digest(net) == digest
+    assert net.training
+    assert not loaded.training
+    assert type(net.body[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"body": nn.Sequential(nn.Conv2d(6, 6, 3, padding=1))}, r"no convolution 'body\.2'"),
+        ({"features": 8}, r"layer 'body\.0' has 8 to 8 channels, in the file 6 to 6"),
+        (
+            {"body": nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1))},
+            r"layer 'body\.0' has shape \(6, 6, 1, 1\), in the file \(6, 6, 3, 3\)",
+        ),
+        ({"body": nn.Sequential(nn.ReLU())}, r"no convolution 'body\.0'"),
+        ({"seed": 1}, "other weights of this network"),
+    ],
+    ids=["fewer layers", "wider", "smaller kernel", "no convolution", "other weights"],
+)
+def test_loading_into_another_network(net, path, other, message):
+    dfsq.save(quantize(net), path)
+    with pytest.raises(ValueError, match=message):
+        dfsq.load(path, make_net(**other))
+
+
+@pytest.mark.parametrize("part", [0, 4, 0.1, 0.5, 0.99])
+def test_truncated_file(net, path, part):
+    dfsq.save(quantize(net), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: part if isinstance(part, int) else int(part * len(content))])
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        dfsq.load(path, net)
+
+
+def test_files_of_another_kind(net, path):
+    path.write_text("weights")
+    with pytest.raises(ValueError, match="damaged or no safetensors file"):
+        dfsq.load(path, net)
+    save_file(net.state_dict(), path)
+    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-1; dfsq\.save"):
+        dfsq.load(path, net)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        dfsq.load(path.with_name("other.safetensors"), net)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        dfsq.load(path.parent, net)
+
+
+def test_only_quantized_networks_are_saved(net, path):
+    with pytest.raises(ValueError, match=r"not made by dfsq\.quantize"):
+        dfsq.save(net, path)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_not_there(net, path):
+    quantized = quantize(net)
+    with pytest.raises(OSError, match="there is no folder"):
+        dfsq.save(quantized, path.parent / "sub" / "net.safetensors")
+    path.write_text("a file")
+    with pytest.raises(OSError, match="there is no folder"):
+        dfsq.save(quantized, path / "net.safetensors")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_read_only_folder(net, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(OSError, match="cannot write"):
+        dfsq.save(quantize(net), folder / "net.safetensors")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("function", ["save_file", "os.replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(net, path, monkeypatch, function):
+    path.write_text("old")
+
+    def fail(*arguments, **_):
+        (path.parent / arguments[-1 if function == "save_file" else 0]).touch()
+        raise OSError("no space left")
+
+    if function == "save_file":
+        monkeypatch.setattr("dfsq.convert.save_file", lambda _, target, __: fail(target))
+    else:
+        monkeypatch.setattr("dfsq.convert.os.replace", fail)
+    with pytest.raises(OSError, match=r"cannot write .*net\.safetensors: no space left"):
+        dfsq.save(quantize(net), path)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
