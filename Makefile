@@ -7,6 +7,9 @@ INSTALLED := .venv/.installed
 NOTEBOOKS := notebooks/*.ipynb
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets"
 
+# Threads that wait for others should sleep: spinning, they slow down what runs beside them.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup book serve test lint format strip clean
 

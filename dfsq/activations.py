@@ -134,6 +134,8 @@ class CodebookQuantizer(ActivationQuantizer):
             thresholds = [(p[1:] + p[:-1]) / 2 for p in points]
         thresholds = [np.asarray(t, dtype=np.float64) for t in thresholds]
         width = max(len(p) for p in points)
+        if width > 256:
+            raise ValueError(f"a codebook has at most 256 points, not {width}")
         levels = torch.zeros(len(points), width)
         padded = torch.full((len(points), width - 1), float("inf"))
         for c, (p, t) in enumerate(zip(points, thresholds, strict=True)):

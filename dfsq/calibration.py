@@ -58,7 +58,7 @@ class LayerCalibration:
             parts.append(center_max(x, self.non_negative)[0][0].flatten(1).numpy())
         return np.concatenate(parts, axis=1)
 
-    def values(self, most=2_000_000):
+    def values(self, most=500_000):
         """Inputs without normalization, shape (C, n), thinned evenly to about `most` values."""
         size = sum(np.load(path, mmap_mode="r").size for path in self.inputs)
         step = max(1, -(-size // most))

@@ -195,8 +195,6 @@ def _upscale(options):
                 f"{path} has {image.width}x{image.height} pixels; "
                 "8x8 at least are needed to normalize by an image's statistics"
             )
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"{path} has more than 8 bits a channel; save it with 8 bits first")
     names = [path.stem for path, _ in images]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numba
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,14 @@ def _cache_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFSQ_CACHE", str(tmp_path_factory.mktemp("dfsq-cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules of tiny networks, where waiting for a second thread on a busy machine is all."""
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads[0])
+    numba.set_num_threads(threads[1])

@@ -190,6 +190,8 @@ def test_thresholds_off_the_grid_are_searched(non_negative):
         middle = ((p[1:] + p[:-1]) / 2).astype(np.float32)
         codes = np.searchsorted(middle, z[:, c].numpy(), side="right")
         assert np.array_equal(quantizer.codes(z)[:, c].numpy(), codes)
+        on_edges = torch.from_numpy(middle).expand(1, 3, 1, -1)
+        assert quantizer.codes(on_edges)[0, c, 0].tolist() == list(range(1, len(p)))
         expected = torch.from_numpy(p.astype(np.float32)[codes]) * scale[:, c] + offset[:, c]
         assert torch.equal(quantizer(x)[:, c], expected)
 
@@ -201,6 +203,16 @@ def test_thresholds_of_ones_own():
     assert np.array_equal(quantizer.points[0], np.float32([-0.9, 0.123, 0.7]))
 
 
+def test_thresholds_in_the_outermost_cells():
+    """As free codebooks have them; the map has scale 1 and mean 0."""
+    edge = 2047 / 2048
+    quantizer = CodebookQuantizer([[-0.9, 0, 0.9]], [[-edge, edge]])
+    below = float(np.nextafter(np.float32(edge), np.float32(0)))
+    values = torch.tensor([-1, -edge, -below, 0, 0, below, edge, 1]).view(1, 1, 1, 8)
+    expected = torch.tensor([-0.9, 0, 0, 0, 0, 0, 0.9, 0.9]).view(1, 1, 1, 8)
+    assert torch.equal(quantizer(values.tile(8, 1)), expected.tile(8, 1))
+
+
 @pytest.mark.parametrize(
     ("points", "thresholds", "message"),
     [
@@ -208,6 +220,7 @@ def test_thresholds_of_ones_own():
         ([[0, 0]], None, "channel 0: points"),
         ([[0, np.nan]], None, "channel 0: points"),
         ([[]], None, "at least one"),
+        ([[0, 1], np.arange(257) / 256], None, "at most 256 points, not 257"),
         ([[0, 0.5, 1]], [[0.5]], "channel 0: thresholds must be sorted, one fewer"),
         ([[0, 0.5, 1]], [[0.5, 0.25]], "thresholds must be sorted"),
     ],

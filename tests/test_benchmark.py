@@ -15,6 +15,8 @@ from dfsq.sr.models.edsr import EDSR
 from dfsq.study import benchmark
 from dfsq.study.benchmark import KEY, Bench, Cell, Store, evaluate, grid, row_id
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def tiny_model(seed):
     torch.manual_seed(seed)

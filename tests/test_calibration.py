@@ -15,6 +15,8 @@ from dfsq.config import Config
 from dfsq.histogram import DYADIC_EDGES, Histogram, edges_for
 from dfsq.universal import universal_set
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Net(nn.Module):
     """Head, a residual block with a ReLU, a branch that is not run, tail."""

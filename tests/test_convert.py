@@ -20,6 +20,8 @@ from dfsq.selection import select_channels
 from dfsq.universal import universal_set
 from dfsq.weights import quantize_weight
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Net(nn.Module):
     """A residual block between head and tail."""

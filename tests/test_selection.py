@@ -175,6 +175,7 @@ def channels():
         np.maximum(generator.normal(-0.2, 0.3, 4000), 0),
         np.where(generator.random(4000) < 0.02, generator.random(4000), 0),
         generator.uniform(-1, 1, 4000),
+        generator.integers(-8, 9, 4000) / 8,  # midpoints of centres among the samples
         np.zeros(4000),
     ]
     return [np.round(d.clip(-1, 1) * 8192) / 8192 for d in draws]
@@ -327,6 +328,16 @@ def test_kmeans_is_the_released_loop(channels, universal, options):
             assert found.points.tolist() == points
             assert found.sse == error
             assert found.duplicates == k - len(points)
+
+
+def test_kmeans_takes_the_first_of_equal_restarts():
+    samples, seen = np.repeat([-0.5, 0.5], 10), set()
+    for seed in range(8):
+        found = select(samples, 1, "kmeans", seed=seed)
+        first = np.random.default_rng([seed, 0]).random() < 0.5
+        assert found.points.tolist() == ([-0.5, 0] if first else [0, 0.5])
+        seen.add(first)
+    assert seen == {True, False}
 
 
 def test_kmeans_draws_differ_by_channel_and_seed():

@@ -17,6 +17,8 @@ from dfsq.sr.zoo import edsr_from_state, read_weights
 from dfsq.study import training
 from dfsq.study.training import Recipe, draw_batch, export, main, train, training_pairs, validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPE = Recipe(blocks=1, features=4, patch=6, batch=2, warmup=2, halve_every=4, average=0.6)
 
 

@@ -103,6 +103,7 @@ def test_shifts_and_adds_takes_as_few_terms_as_can_be():
     assert shifts_and_adds(0.25) == (1.0,)  # not 1/2 + 1/4 + 1/4
     assert shifts_and_adds(-0.25) == (-1.0,)
     assert shifts_and_adds(2**-10) == (2**-8,)
+    assert shifts_and_adds(0.5, [[1, 0.5, 0], [0.5, 0]]) == (1.0,)  # not 1/2 + 1/2
     fewest = {}
     for combination in product(*universal_words("dfsq")):
         value, terms = sum(combination) / 4, sum(p != 0 for p in combination)

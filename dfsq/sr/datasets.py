@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .imaging import crop_to_multiple, imresize
 
@@ -29,7 +29,7 @@ class ImagePair:
 
 
 def read_image(path):
-    """Read an image file as RGB.
+    """Read an image file as RGB, upright.
 
     Greyscale is repeated over the three channels; transparency is dropped.
 
@@ -44,7 +44,7 @@ def read_image(path):
     FileNotFoundError
         If there is no such file.
     """
-    return np.asarray(open_image(path).convert("RGB"))
+    return np.asarray(ImageOps.exif_transpose(open_image(path)).convert("RGB"))
 
 
 def open_image(path):

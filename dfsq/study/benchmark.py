@@ -238,8 +238,9 @@ class Bench:
         return have
 
     def config(self, cell):
-        """The configuration of a cell."""
-        return Config.preset(cell.method, cell.bits, seed=cell.seed)
+        """The configuration of a cell, with the network's layers, which its rows are keyed by."""
+        layers = getattr(self.model(cell.model), "body_layers", None)
+        return Config.preset(cell.method, cell.bits, seed=cell.seed, layers=layers)
 
     def quantized(self, cell):
         """The quantized network of a cell; the float one for ``float``."""

@@ -312,7 +312,7 @@ def _where(error):
     line = re.search(r"^-+> *\d+ (.*)$", text, re.MULTILINE)
     if line:
         cell += f", at `{line[1].strip()}`"
-    return f"{cell}: {error.ename}: {error.evalue}"
+    return f"{cell}: {error.ename}: {error.evalue}".rstrip(": ")
 
 
 def parameter_table(path):
