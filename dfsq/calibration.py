@@ -219,7 +219,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     model : nn.Module
         Not changed; run as it is, in eval mode.
     images : sequence
-        See :func:`as_batches`.
+        See :func:`dfsq.calibration.as_batches`.
     config : Config
         Says which layers, and which universal set the histograms must tell apart.
     keep_inputs : bool, optional

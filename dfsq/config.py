@@ -55,7 +55,7 @@ class Config:
     layers : tuple of str, optional
         Name patterns (``*``, ``?``) of the convolutions to quantize. By default those that the
         network itself names in an attribute ``body_layers``, as every network of
-        :mod:`dfsq.sr` does, and all convolutions of a network without one.
+        ``dfsq.sr`` does, and all convolutions of a network without one.
     exclude : tuple of str
         Name patterns of the convolutions to leave out.
     non_negative : tuple of str, optional
@@ -149,7 +149,7 @@ class Config:
         Parameters
         ----------
         name : str
-            One of :data:`PRESETS`; with ``-w`` appended weights only are quantized, with ``-a``
+            One of ``dfsq.PRESETS``; with ``-w`` appended weights only are quantized, with ``-a``
             activations only.
         bits : int
             Bit-width of weights and activations.

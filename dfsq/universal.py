@@ -74,7 +74,7 @@ def universal_set(universal="dfsq", words=None, *, signed=True):
     Parameters
     ----------
     universal, words
-        See :func:`universal_words`.
+        See :func:`dfsq.universal.universal_words`.
     signed : bool
         Whether to give both signs (the default) or the non-negative points only, as for the
         input of a layer behind a ReLU.
@@ -105,7 +105,7 @@ def shifts_and_adds(point, universal="dfsq", words=None):
     ----------
     point : float
     universal, words
-        See :func:`universal_words`.
+        See :func:`dfsq.universal.universal_words`.
 
     Returns
     -------

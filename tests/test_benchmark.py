@@ -309,3 +309,16 @@ def test_an_empty_store(tmp_path):
     store = Store(tmp_path / "none")
     assert store.find("x") is None
     assert not store.folder.exists()
+
+
+def test_standing_rows_are_read_and_never_written(bench, cell, computed, tmp_path):
+    standing = tmp_path / "results"
+    run(bench(), cell)
+    before = {p.name: p.read_bytes() for p in standing.iterdir()}
+    other = bench()
+    other.store = Store(tmp_path / "mine", standing=standing)
+    rows = run(other, cell, replace(cell, bits=3))
+    assert [c.bits for c in computed] == [4, 3]
+    assert rows.bits.tolist() == [4, 3]
+    assert {p.name: p.read_bytes() for p in standing.iterdir()} == before
+    assert len(Store(tmp_path / "mine", standing=standing).results) == 2

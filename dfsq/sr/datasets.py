@@ -79,7 +79,7 @@ def photograph(name):
     Parameters
     ----------
     name : str
-        Of :data:`CALIBRATION_PHOTOGRAPHS` or :data:`TEST_PHOTOGRAPHS`.
+        Of ``CALIBRATION_PHOTOGRAPHS`` or ``TEST_PHOTOGRAPHS``.
 
     Returns
     -------

@@ -62,7 +62,7 @@ class Cell:
     Attributes
     ----------
     model, dataset : str
-        As :func:`dfsq.sr.load_model` and :func:`dfsq.sr.load_dataset` take them.
+        As :func:`dfsq.sr.zoo.load_model` and :func:`dfsq.sr.datasets.load_dataset` take them.
     method : str
         A preset, see :meth:`dfsq.Config.preset`; ``"bicubic"`` for plain upscaling.
     bits : int
@@ -125,19 +125,28 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None):
 
 
 class Store:
-    """Rows of results in a folder: ``results.csv``, ``images.csv`` and ``provenance.csv``."""
+    """Rows of results in a folder: ``results.csv``, ``images.csv`` and ``provenance.csv``.
 
-    def __init__(self, folder=RESULTS_FOLDER):
+    Parameters
+    ----------
+    folder : path
+        Where rows are read and written; the project's own by default.
+    standing : path, optional
+        A folder whose rows stand too, but which is never written to.
+    """
+
+    TABLES = {"images": ["id", "image"], "provenance": ["id"], "results": KEY}  # noqa: RUF012
+
+    def __init__(self, folder=RESULTS_FOLDER, standing=None):
         self.folder = Path(folder)
-        self.results = self._read("results.csv")
-        self.images = self._read("images.csv")
-        self.provenance = self._read("provenance.csv")
-
-    def _read(self, name):
-        path = self.folder / name
-        if not path.exists():
-            return pd.DataFrame()
-        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
+        for name, by in self.TABLES.items():
+            table = pd.DataFrame()
+            for source in filter(None, (standing, folder)):
+                path = Path(source) / f"{name}.csv"
+                if path.exists():
+                    rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
+                    table = _joined(table, rows, by)
+            setattr(self, name, table)
 
     def find(self, identifier):
         """The row of an identifier, a Series, or None."""
@@ -166,14 +175,14 @@ class Store:
             "numpy": np.__version__,
         }
         images = per_image.assign(id=identifier)[["id", "image", "psnr", "ssim"]]
-        self.results = _joined(self.results, pd.DataFrame([row]), KEY)
-        self.images = _joined(self.images, images, ["id", "image"])
-        self.provenance = _joined(self.provenance, pd.DataFrame([provenance]), ["id"])
+        new = {"images": images, "provenance": [provenance], "results": [row]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("images", "provenance", "results"):
+        for name, by in self.TABLES.items():  # results last: what is there has all the rest
+            table = _joined(getattr(self, name), pd.DataFrame(new[name]), by)
+            setattr(self, name, table)
             path = self.folder / f"{name}.csv"
             temporary = path.with_suffix(".part")
-            getattr(self, name).to_csv(temporary, index=False, float_format="%.6f")
+            table.to_csv(temporary, index=False, float_format="%.6f")
             os.replace(temporary, path)
 
 
