@@ -12,8 +12,8 @@ from .imaging import crop_to_multiple, imresize
 IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 
 #: Photographs inside the wheels of scikit-image and scikit-learn. Nothing is tuned on the tests.
-CALIBRATION_PHOTOGRAPHS = ("coffee", "flower", "motorcycle", "rocket")
-TEST_PHOTOGRAPHS = ("china", "chelsea", "astronaut")
+CALIBRATION_PHOTOGRAPHS = ("china", "coffee", "flower", "rocket")
+TEST_PHOTOGRAPHS = ("astronaut", "motorcycle", "chelsea")
 
 #: Side of a calibration crop in HR pixels.
 CROP = 192

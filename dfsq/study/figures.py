@@ -307,6 +307,9 @@ def psnr_by_bits(table, float_psnr, bicubic_psnr=None):
         axis.plot([], [], "--", color=STATIC_COLOR, label="static ranges")
     _bits_axis(axis, table.bits)
     axis.set_ylabel("PSNR-Y, dB (higher is better)")
+    if bicubic_psnr is not None:  # what is far below bicubic would hide all else
+        span = float_psnr - bicubic_psnr
+        axis.set_ylim(max(axis.get_ylim()[0], bicubic_psnr - 0.6 * span), float_psnr + 0.08 * span)
     axis.legend(loc="lower right", fontsize=10)
     return figure
 
