@@ -1,4 +1,4 @@
-"""The command line: upscale, quantize, bench, run."""
+"""The command line: upscale, quantize, fetch, bench, run."""
 
 import argparse
 import os
@@ -68,6 +68,16 @@ def _parser():
     _network_options(quantize)
     quantize.add_argument(
         "--out", required=True, metavar="FILE", help="file to write, .safetensors"
+    )
+
+    fetch = command(
+        "fetch",
+        _fetch,
+        "list, download and verify data sets and published weights",
+        "dfsq fetch Set5 weights/IMDN_x2.pth",
+    )
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="what to fetch and verify (default: list all)"
     )
 
     bench = command(
@@ -232,6 +242,25 @@ def _quantize(options):
     model = _quantized(options, config)
     save(model, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
+
+
+def _fetch(options):
+    from tqdm import tqdm
+
+    from .sr import fetch
+
+    if not options.names:
+        for group in fetch.groups():
+            files = fetch.files_of(group)
+            here = sum(fetch.local(file) is not None for file in files)
+            size = fetch.registry().loc[files, "bytes"].sum() / 1e6
+            print(f"{group:40} {here:4} of {len(files):4} here  {size:7.1f} MB")
+        print("\nlooked for in $DFSQ_DATA, then in", fetch.cache())
+        return
+    files = [file for name in options.names for file in fetch.files_of(name)]
+    for file in tqdm(files, "fetching", unit="file"):
+        fetch.fetch(file, progress=False)
+    print(f"{len(files)} files are here and as registered")
 
 
 def _bench(options):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .fetch import fetch, files_of
 from .imaging import crop_to_multiple, imresize
 
 IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -14,6 +15,10 @@ IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 #: Photographs inside the wheels of scikit-image and scikit-learn. Nothing is tuned on the tests.
 CALIBRATION_PHOTOGRAPHS = ("china", "coffee", "flower", "rocket")
 TEST_PHOTOGRAPHS = ("astronaut", "motorcycle", "chelsea")
+
+#: The standard benchmark sets, and the sets to calibrate and to choose on; see `dfsq fetch`.
+BENCHMARK_SETS = ("Set5", "Set14", "B100", "Urban100")
+CALIBRATION_SETS = ("BSDS500/train", "BSDS500/test")
 
 #: Side of a calibration crop in HR pixels.
 CROP = 192
@@ -73,6 +78,30 @@ def image_files(folder):
     return files
 
 
+def source_files(source, limit=None):
+    """The HR images of a registered set, or of a folder.
+
+    Parameters
+    ----------
+    source : str or path
+        A set of :data:`BENCHMARK_SETS` or :data:`CALIBRATION_SETS`, fetched if need be; or a
+        folder, flat or with the images in ``HR/``.
+    limit : int, optional
+        The first so many only; no others are fetched.
+
+    Returns
+    -------
+    list of paths
+    """
+    if source in BENCHMARK_SETS + CALIBRATION_SETS:
+        return [fetch(file) for file in files_of(source)[:limit]]
+    folder = Path(source)
+    if not folder.is_dir():
+        known = ", ".join(("photographs", *BENCHMARK_SETS, *CALIBRATION_SETS))
+        raise ValueError(f"unknown data set {str(source)!r}; there are {known}, or give a folder")
+    return image_files(folder / "HR" if (folder / "HR").is_dir() else folder)[:limit]
+
+
 def photograph(name):
     """One of the embedded photographs.
 
@@ -105,7 +134,8 @@ def load_dataset(name="photographs", scale=2, limit=None):
     Parameters
     ----------
     name : str or path
-        ``"photographs"``, the embedded test photographs, or a folder of images.
+        ``"photographs"``, the embedded test photographs; a set of :data:`BENCHMARK_SETS`, see
+        :mod:`dfsq.sr.fetch`; or a folder of images.
     scale : int
     limit : int, optional
         Take the first so many only.
@@ -119,10 +149,8 @@ def load_dataset(name="photographs", scale=2, limit=None):
         raise ValueError(f"limit must be at least 1, not {limit!r}")
     if name == "photographs":
         images = [(n, photograph(n)) for n in TEST_PHOTOGRAPHS[:limit]]
-    elif Path(name).is_dir():
-        images = [(p.stem, read_image(p)) for p in image_files(name)[:limit]]
     else:
-        raise ValueError(f"unknown data set {name!r}; give 'photographs' or a folder of images")
+        images = [(p.stem, read_image(p)) for p in source_files(name, limit)]
     pairs = []
     for image_name, image in images:
         hr = crop_to_multiple(image, scale)
@@ -137,7 +165,7 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     ----------
     source : str or path
         ``"photographs"``, the embedded calibration photographs (none of them a test photograph),
-        or a folder of HR images.
+        a set of :data:`CALIBRATION_SETS`, or a folder of HR images.
     scale : int
     count : int
         Number of crops.
@@ -155,7 +183,7 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     if source == "photographs":
         images = [photograph(name) for name in CALIBRATION_PHOTOGRAPHS]
     else:
-        images = [read_image(path) for path in image_files(source)]
+        images = [read_image(path) for path in source_files(source)]
     lrs = [imresize(crop_to_multiple(image, scale), 1 / scale) for image in images]
     lrs = [lr for lr in lrs if min(lr.shape[:2]) >= size]
     if not lrs:

@@ -1,6 +1,8 @@
 """Networks by name, or from a file of the user's, in eval mode: 0..1 RGB in, 0..1 RGB out."""
 
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,18 +10,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .datasets import photograph
+from .fetch import fetch
 from .imaging import crop_to_multiple, imresize, psnr_y, to_image, to_tensor
 from .models.edsr import EDSR
-
-#: Networks whose weights come with the project.
-EMBEDDED = {"edsr-x2": "edsr-x2.safetensors"}
+from .models.imdn import IMDN
+from .models.rdn import RDN
+from .models.rlfn import RLFN
+from .models.srresnet import SRResNet
+from .mxnet import read_mxnet
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
 
 
-def model_names():
-    """The names that :func:`load_model` knows."""
-    return tuple(EMBEDDED)
+@dataclass(frozen=True)
+class Entry:
+    """A network by name: the file of its weights, and how a state dict becomes a network.
+
+    Attributes
+    ----------
+    file : str
+        In ``data/weights`` if `embedded`, else a registered file, see :mod:`dfsq.sr.fetch`.
+    build : callable
+        State dict to network.
+    description : str
+    """
+
+    file: str
+    build: Callable
+    description: str
+    embedded: bool = False
 
 
 def load_model(name, *, value_range=None):
@@ -28,11 +47,12 @@ def load_model(name, *, value_range=None):
     Parameters
     ----------
     name : str or path
-        A name of :func:`model_names`, or a file of EDSR weights, of any depth, width and scale,
-        with the key names of EDSR-PyTorch (``.pt``, ``.pth`` or ``.safetensors``).
+        A name of :func:`model_names`, or a file of weights with the key names of EDSR-PyTorch
+        (EDSR of any depth, width and scale; RDN), IMDN or RLFN (``.pt``, ``.pth`` or
+        ``.safetensors``).
     value_range : float, optional
-        For a file: the range of the RGB values that its weights expect, 255 (the default, as in
-        the official files) or 1.
+        For a file of EDSR, RDN or RLFN: the range of the RGB values that its weights expect, 255
+        (the default, as in the official files) or 1.
 
     Returns
     -------
@@ -40,36 +60,39 @@ def load_model(name, *, value_range=None):
 
     Raises
     ------
+    FileNotFoundError
+        If the weights of a known network are neither here nor can be downloaded.
     ValueError
         For an unknown name, a damaged file, or weights that do not beat bicubic upscaling on an
         embedded photograph, or do better there with another `value_range`.
     """
-    if name in EMBEDDED:
+    if name in ENTRIES:
         if value_range is not None:
             raise ValueError("value_range goes with a file, not with a network's name")
-        path = WEIGHTS_FOLDER / EMBEDDED[name]
+        entry = ENTRIES[name]
+        path = WEIGHTS_FOLDER / entry.file if entry.embedded else fetch(entry.file)
         if not path.is_file():
             raise FileNotFoundError(
                 f"the weights of {name!r} are not installed at {path}; "
                 "run from a checkout, or `pip install -e .` in one"
             )
-        return edsr_from_state(read_weights(path), value_range=1.0)
+        return entry.build(read_weights(path)).eval()
     path = Path(name)
     if not path.is_file():
         raise ValueError(
             f"unknown model {str(name)!r}; there are {', '.join(model_names())}, "
-            "or give a file of EDSR weights"
+            "or give a file of weights"
         )
     value_range = 255.0 if value_range is None else float(value_range)
     if not 0 < value_range < float("inf"):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
-    model = edsr_from_state(read_weights(path), value_range)
+    model = from_state(read_weights(path), value_range).eval()
     _check_beats_bicubic(model, path)
     return model
 
 
 def read_weights(path):
-    """A state dict in float32 from a .safetensors, .pt or .pth file.
+    """A state dict in float32 from a .safetensors, .pt, .pth or (MXNet's) .params file.
 
     Raises
     ------
@@ -78,7 +101,9 @@ def read_weights(path):
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".params":
+            state = read_mxnet(path)
+        elif path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,6 +119,108 @@ def read_weights(path):
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: the weights {key!r} hold NaN or infinity")
     return {key: value.float() for key, value in state.items()}
+
+
+def from_state(state, value_range=255.0):
+    """The network that a state dict shows, by its key names: EDSR, RDN, IMDN or RLFN."""
+    if any(key.startswith("RDBs.") for key in state):
+        return rdn_from_state(state, value_range)
+    if "fea_conv.weight" in state or "module.fea_conv.weight" in state:
+        return imdn_from_state(state)
+    if "block_1.esa.conv1.weight" in state:
+        return rlfn_from_state(state, value_range)
+    return edsr_from_state(state, value_range)
+
+
+def _loaded(model, state):
+    """A network with a state dict in it, or an error that names the first misfit."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        name = type(model).__name__
+        raise ValueError(f"these are not {name}'s weights: {error}") from None
+    return model.eval()
+
+
+def imdn_from_state(state):
+    """An IMDN of the scale and width that a state dict of the official form shows."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    out, features = state["upsampler.0.weight"].shape[:2]
+    return _loaded(IMDN(int((out // 3) ** 0.5), features=features), state)
+
+
+def rlfn_from_state(state, value_range=255.0):
+    """An RLFN of the scale and width that a state dict of the official form shows."""
+    out, features = state["upsampler.0.weight"].shape[:2]
+    return _loaded(RLFN(int((out // 3) ** 0.5), features, value_range), state)
+
+
+def rdn_from_state(state, value_range=255.0):
+    """An RDN of the size that a state dict with EDSR-PyTorch's key names shows."""
+    blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("RDBs."))
+    layers = 1 + max(int(key.split(".")[3]) for key in state if key.startswith("RDBs.0.convs."))
+    growth, features = state["RDBs.0.convs.0.conv.0.weight"].shape[:2]
+    scale = 4 if "UPNet.4.weight" in state else 3
+    if scale == 3 and state["UPNet.0.weight"].shape[0] == 4 * growth:
+        scale = 2
+    return _loaded(RDN(scale, blocks, layers, growth, features, value_range), state)
+
+
+def edsr_from_mxnet(state):
+    """EDSR from the zoo's MXNet form, whose convolutions are numbered.
+
+    Its depth_to_space takes channel ``q * 64 + c`` where PixelShuffle takes ``c * 4 + q``; RGB in
+    0..1 less the mean is doubled.
+    """
+    blocks = (sum(key.endswith("_weight") for key in state) - 4) // 2
+    layers = ["head.0"]
+    for i in range(blocks):
+        layers += [f"body.{i}.body.0", f"body.{i}.body.2"]
+    layers += [f"body.{blocks}", "tail.0.0", "tail.1"]
+    renamed = {
+        f"{layer}.{kind}": state[f"convolution{i}_{kind}"]
+        for i, layer in enumerate(layers)
+        for kind in ("weight", "bias")
+    }
+    for key in ("tail.0.0.weight", "tail.0.0.bias"):
+        renamed[key] = renamed[key].unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
+    return edsr_from_state(renamed, value_range=2.0)
+
+
+def srresnet_from_mxnet(state):
+    """SRResNet x4 from the zoo's MXNet form, whose layers are numbered by kind."""
+    blocks = (sum(key.startswith("batchnorm") for key in state) // 4 - 1) // 2
+    renamed = {}
+
+    def take(target, kind, number, names):
+        for theirs, ours in names.items():
+            renamed[f"{target}.{ours}"] = state[f"{kind}{number}_{theirs}"]
+
+    weight, biased = {"weight": "weight"}, {"weight": "weight", "bias": "bias"}
+    norm = {
+        "gamma": "weight",
+        "beta": "bias",
+        "moving_mean": "running_mean",
+        "moving_var": "running_var",
+    }
+    take("head.0", "convolution", 0, biased)
+    take("head.1", "leakyrelu", 0, weight)
+    for i in range(blocks):
+        take(f"blocks.{i}.conv1", "convolution", 2 * i + 1, weight)
+        take(f"blocks.{i}.bn1", "batchnorm", 2 * i, norm)
+        take(f"blocks.{i}.prelu", "leakyrelu", i + 1, weight)
+        take(f"blocks.{i}.conv2", "convolution", 2 * i + 2, weight)
+        take(f"blocks.{i}.bn2", "batchnorm", 2 * i + 1, norm)
+    after = 2 * blocks + 1
+    take("merge.0", "convolution", after, weight)
+    take("merge.1", "batchnorm", 2 * blocks, norm)
+    for n in range(2):
+        take(f"upsampler.{3 * n}", "convolution", after + 1 + n, biased)
+        take(f"upsampler.{3 * n + 2}", "leakyrelu", blocks + 1 + n, weight)
+    take("tail", "convolution", after + 3, biased)
+    model = SRResNet(4, blocks)
+    model.load_state_dict(renamed, strict=False)  # batch norm's counters are not in the file
+    return model.eval()
 
 
 def edsr_from_state(state, value_range=255.0, residual_scale=None):
@@ -122,12 +249,39 @@ def edsr_from_state(state, value_range=255.0, residual_scale=None):
     scale = 4 if "tail.0.2.weight" in state else {4: 2, 9: 3}.get(factor, 0)
     if residual_scale is None:
         residual_scale = 0.1 if features == 256 else 1.0
-    model = EDSR(scale, max(numbers), features, residual_scale, value_range)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"these are not EDSR's weights: {error}") from None
-    return model.eval()
+    return _loaded(EDSR(scale, max(numbers), features, residual_scale, value_range), state)
+
+
+#: Networks by name.
+ENTRIES = {
+    "edsr-x2": Entry(
+        "edsr-x2.safetensors",
+        lambda state: edsr_from_state(state, value_range=1.0),
+        "EDSR-baseline x2, trained by this project on BSDS500",
+        embedded=True,
+    ),
+    "edsr-baseline-x2": Entry(
+        "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline x2, official"
+    ),
+    "edsr-baseline-x4": Entry(
+        "weights/edsr_baseline_x4-6b446fab.pt", edsr_from_state, "EDSR-baseline x4, official"
+    ),
+    "edsr-8-x2": Entry(
+        "weights/EDSR-8-x2-0000.params", edsr_from_mxnet, "EDSR with 8 blocks x2, by krasserm"
+    ),
+    "srresnet-8-x4": Entry(
+        "weights/SRResNet_4x-0000.params", srresnet_from_mxnet, "SRResNet with 8 blocks x4"
+    ),
+    "imdn-x2": Entry("weights/IMDN_x2.pth", imdn_from_state, "IMDN x2, official"),
+    "imdn-x4": Entry("weights/IMDN_x4.pth", imdn_from_state, "IMDN x4, official"),
+    "rlfn-x2": Entry("weights/rlfn_x2.pth", rlfn_from_state, "RLFN x2, official"),
+    "rlfn-x4": Entry("weights/rlfn_x4.pth", rlfn_from_state, "RLFN x4, official"),
+}
+
+
+def model_names():
+    """The names that :func:`load_model` knows."""
+    return tuple(ENTRIES)
 
 
 @torch.no_grad()
@@ -137,6 +291,8 @@ def _check_beats_bicubic(model, path):
     The latter is no small print: EDSR is nearly homogeneous, so weights for 0..1 that are
     loaded for 0..255 lose 2 dB, and still beat bicubic.
     """
+    if not hasattr(model, "value_range"):
+        model.value_range = 1.0
     hr = crop_to_multiple(photograph("coffee")[100:292, 200:392], model.scale)
     lr = imresize(hr, 1 / model.scale)
     bicubic = psnr_y(imresize(lr, model.scale), hr, model.scale)

@@ -1,0 +1,61 @@
+"""SRResNet (Ledig et al., CVPR 2017): batch normalization, PReLU, 9x9 head and tail."""
+
+from torch import nn
+
+
+class Block(nn.Module):
+    """Convolution, batch norm, PReLU, convolution, batch norm, and a skip."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features, eps=1e-5)
+        self.prelu = nn.PReLU(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features, eps=1e-5)
+
+    def forward(self, x):
+        residual = self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
+        return x + residual
+
+
+class SRResNet(nn.Module):
+    """SRResNet; output in -1..1 internally, 0..1 outside.
+
+    Parameters
+    ----------
+    scale : {2, 4}
+    blocks, features : int
+    signed_output : bool
+        Whether the weights end in -1..1, as those of the MXNet zoo, or in 0..1.
+    """
+
+    body_layers = ("blocks.*.conv*",)
+
+    def __init__(self, scale=4, blocks=16, features=64, signed_output=True):
+        super().__init__()
+        if scale not in (2, 4):
+            raise ValueError(f"scale must be 2 or 4, not {scale!r}")
+        self.scale = scale
+        self.signed_output = signed_output
+        self.head = nn.Sequential(nn.Conv2d(3, features, 9, padding=4), nn.PReLU(features))
+        self.blocks = nn.Sequential(*(Block(features) for _ in range(blocks)))
+        self.merge = nn.Sequential(
+            nn.Conv2d(features, features, 3, padding=1, bias=False),
+            nn.BatchNorm2d(features, eps=1e-5),
+        )
+        upsampler = []
+        for _ in range(scale // 2):
+            upsampler += [
+                nn.Conv2d(features, 4 * features, 3, padding=1),
+                nn.PixelShuffle(2),
+                nn.PReLU(features),
+            ]
+        self.upsampler = nn.Sequential(*upsampler)
+        self.tail = nn.Conv2d(features, 3, 9, padding=4)
+
+    def forward(self, x):
+        x = self.head(x)
+        x = x + self.merge(self.blocks(x))
+        x = self.tail(self.upsampler(x))
+        return (x + 1) / 2 if self.signed_output else x
