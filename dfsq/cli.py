@@ -129,13 +129,13 @@ def _network_options(parser):
         "--model",
         default="edsr-x2",
         metavar="NAME|FILE",
-        help="a network's name, or a file of EDSR weights (default: edsr-x2)",
+        help="a network's name, or a file of weights (default: edsr-x2)",
     )
     parser.add_argument(
         "--value-range",
         type=float,
         metavar="RANGE",
-        help="for a file: range of the RGB values that its weights expect, 255 (default) or 1",
+        help="for a file: range of the RGB values that its weights expect, 255 or 1",
     )
     parser.add_argument("--bits", type=int, default=4, help=BITS_HELP)
     parser.add_argument(

@@ -64,6 +64,16 @@ def test_rdn_is_recognised(scale):
         assert torch.equal(network(x), again(x))
 
 
+@pytest.mark.parametrize("name", ["IMDN_x2", "rlfn_x4"])
+def test_a_file_is_recognised_by_its_keys(dfsq_data, name):
+    path = dfsq_data / "weights" / f"{name}.pth"
+    network = load_model(path)
+    assert isinstance(network, IMDN if name.startswith("IMDN") else RLFN)
+    right = network.value_range
+    with pytest.raises(ValueError, match=f"give value_range={right:g}"):
+        load_model(path, value_range=256 - right)
+
+
 def test_rdn_literal():
     """Against the network written out, as in the paper."""
     torch.manual_seed(0)

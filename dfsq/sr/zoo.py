@@ -51,8 +51,8 @@ def load_model(name, *, value_range=None):
         (EDSR of any depth, width and scale; RDN), IMDN or RLFN (``.pt``, ``.pth`` or
         ``.safetensors``).
     value_range : float, optional
-        For a file of EDSR, RDN or RLFN: the range of the RGB values that its weights expect, 255
-        (the default, as in the official files) or 1.
+        For a file: the range of the RGB values that its weights expect, 255 or 1; by default that
+        of the official files, 1 for IMDN and 255 for the others.
 
     Returns
     -------
@@ -83,8 +83,7 @@ def load_model(name, *, value_range=None):
             f"unknown model {str(name)!r}; there are {', '.join(model_names())}, "
             "or give a file of weights"
         )
-    value_range = 255.0 if value_range is None else float(value_range)
-    if not 0 < value_range < float("inf"):
+    if value_range is not None and not 0 < value_range < float("inf"):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
     model = from_state(read_weights(path), value_range).eval()
     _check_beats_bicubic(model, path)
@@ -121,15 +120,16 @@ def read_weights(path):
     return {key: value.float() for key, value in state.items()}
 
 
-def from_state(state, value_range=255.0):
+def from_state(state, value_range=None):
     """The network that a state dict shows, by its key names: EDSR, RDN, IMDN or RLFN."""
+    build = edsr_from_state
     if any(key.startswith("RDBs.") for key in state):
-        return rdn_from_state(state, value_range)
-    if "fea_conv.weight" in state or "module.fea_conv.weight" in state:
-        return imdn_from_state(state)
-    if "block_1.esa.conv1.weight" in state:
-        return rlfn_from_state(state, value_range)
-    return edsr_from_state(state, value_range)
+        build = rdn_from_state
+    elif "fea_conv.weight" in state or "module.fea_conv.weight" in state:
+        build = imdn_from_state
+    elif "block_1.esa.conv1.weight" in state:
+        build = rlfn_from_state
+    return build(state) if value_range is None else build(state, value_range)
 
 
 def _loaded(model, state):
@@ -142,11 +142,11 @@ def _loaded(model, state):
     return model.eval()
 
 
-def imdn_from_state(state):
+def imdn_from_state(state, value_range=1.0):
     """An IMDN of the scale and width that a state dict of the official form shows."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     out, features = state["upsampler.0.weight"].shape[:2]
-    return _loaded(IMDN(int((out // 3) ** 0.5), features=features), state)
+    return _loaded(IMDN(int((out // 3) ** 0.5), features=features, value_range=value_range), state)
 
 
 def rlfn_from_state(state, value_range=255.0):
@@ -291,8 +291,6 @@ def _check_beats_bicubic(model, path):
     The latter is no small print: EDSR is nearly homogeneous, so weights for 0..1 that are
     loaded for 0..255 lose 2 dB, and still beat bicubic.
     """
-    if not hasattr(model, "value_range"):
-        model.value_range = 1.0
     hr = crop_to_multiple(photograph("coffee")[100:292, 200:392], model.scale)
     lr = imresize(hr, 1 / model.scale)
     bicubic = psnr_y(imresize(lr, model.scale), hr, model.scale)

@@ -57,13 +57,16 @@ class IMDN(nn.Module):
     ----------
     scale : int
     blocks, features : int
+    value_range : float
+        The weights expect RGB in ``0..value_range``, 1 for the official ones.
     """
 
     body_layers = ("IMDB*.c?",)
 
-    def __init__(self, scale=2, blocks=6, features=64):
+    def __init__(self, scale=2, blocks=6, features=64, value_range=1.0):
         super().__init__()
         self.scale = scale
+        self.value_range = value_range
         self.fea_conv = _conv(3, features)
         for i in range(1, blocks + 1):
             setattr(self, f"IMDB{i}", DistillationBlock(features))
@@ -73,9 +76,10 @@ class IMDN(nn.Module):
         self.upsampler = nn.Sequential(_conv(features, 3 * scale**2), nn.PixelShuffle(scale))
 
     def forward(self, x):
-        shallow = x = self.fea_conv(x)
+        shallow = x = self.fea_conv(x * self.value_range)
         outputs = []
         for i in range(1, self.blocks + 1):
             x = getattr(self, f"IMDB{i}")(x)
             outputs.append(x)
-        return self.upsampler(self.LR_conv(self.c(torch.cat(outputs, 1))) + shallow)
+        x = self.LR_conv(self.c(torch.cat(outputs, 1))) + shallow
+        return self.upsampler(x) / self.value_range
