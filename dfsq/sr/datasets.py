@@ -84,7 +84,7 @@ def source_files(source, limit=None):
     Parameters
     ----------
     source : str or path
-        A set of :data:`BENCHMARK_SETS` or :data:`CALIBRATION_SETS`, fetched if need be; or a
+        A set of ``BENCHMARK_SETS`` or ``CALIBRATION_SETS``, fetched if need be; or a
         folder, flat or with the images in ``HR/``.
     limit : int, optional
         The first so many only; no others are fetched.
@@ -134,7 +134,7 @@ def load_dataset(name="photographs", scale=2, limit=None):
     Parameters
     ----------
     name : str or path
-        ``"photographs"``, the embedded test photographs; a set of :data:`BENCHMARK_SETS`, see
+        ``"photographs"``, the embedded test photographs; a set of ``BENCHMARK_SETS``, see
         :mod:`dfsq.sr.fetch`; or a folder of images.
     scale : int
     limit : int, optional
@@ -165,7 +165,7 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     ----------
     source : str or path
         ``"photographs"``, the embedded calibration photographs (none of them a test photograph),
-        a set of :data:`CALIBRATION_SETS`, or a folder of HR images.
+        a set of ``CALIBRATION_SETS``, or a folder of HR images.
     scale : int
     count : int
         Number of crops.
