@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
 PACKAGE = sorted(Path("dfsq").rglob("*.py"))
 # The command line and the training change no notebook's result.
 CODE = [p for p in PACKAGE if p.name not in ("cli.py", "training.py")]
-DATA = sorted(p for p in Path("data").rglob("*") if p.is_file())
+DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and p.name != ".lock")
 PAGES = sorted(p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 SETTINGS = [Path("_config.yml"), Path("_toc.yml"), Path("constraints.txt")]
 

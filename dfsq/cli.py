@@ -86,17 +86,37 @@ def _parser():
         "measure networks, data sets, methods and bit-widths; resumes where it was stopped",
         "dfsq bench --methods dfsq dfsq-points --bits 4 3 --out results",
     )
-    bench.add_argument("--models", nargs="+", default=["edsr-x2"], metavar="NAME|FILE")
     bench.add_argument(
-        "--datasets", nargs="+", default=["photographs"], metavar="NAME|FOLDER",
-        help="'photographs' (embedded) or folders of HR images",
+        "--models", nargs="+", default=["edsr-x2"], metavar="MODEL",
+        help="names, files of weights, or FILE.py:FUNCTION that returns a network",
     )  # fmt: skip
     bench.add_argument(
-        "--methods", nargs="+", metavar="PRESET", help="(default: bicubic, float and all presets)"
-    )
+        "--datasets", nargs="+", default=["photographs"], metavar="DATASET",
+        help="photographs (embedded), Set5, Set14, B100, Urban100, or folders of HR images",
+    )  # fmt: skip
+    bench.add_argument(
+        "--methods", nargs="+", metavar="METHOD",
+        help="presets, also with -w (weights only) and -a (activations only) appended, float, "
+        "bicubic, or FILE.py:FUNCTION (default: bicubic, float and all presets)",
+    )  # fmt: skip
     bench.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
-    bench.add_argument("--seeds", nargs="+", type=int, default=[0])
+    bench.add_argument(
+        "--layers", default="body", choices=("body", "all"),
+        help="the network's body, as in the paper, or head, tail and upsampler at 8 bits as well",
+    )  # fmt: skip
+    bench.add_argument(
+        "--calibration", metavar="SOURCE",
+        help="photographs, BSDS500/train, BSDS500/test, or a folder (default: photographs, and "
+        "BSDS500/train for the benchmark sets)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--draws", nargs="+", type=int, default=[0], metavar="SEED", help="of the calibration crops"
+    )
+    bench.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of K-means"
+    )
     bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
+    bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
 
     run = command(
@@ -269,11 +289,25 @@ def _bench(options):
 
     folder = _writable_folder(options.out or RESULTS_FOLDER)
     methods = options.methods or ["bicubic", *PRESETS]
-    cells = grid(
-        options.models, options.datasets, methods, options.bits, options.seeds, options.limit
-    )
-    rows = Bench(Store(folder)).run(cells)
-    shown = rows[["model", "dataset", "images", "method", "bits", "seed", "psnr", "ssim"]]
+    cells = [
+        cell
+        for draw in options.draws
+        for cell in grid(
+            options.models,
+            options.datasets,
+            methods,
+            options.bits,
+            options.seeds,
+            options.limit,
+            layers=options.layers,
+            calibration=options.calibration,
+            draw=draw,
+        )
+    ]
+    rows = Bench(Store(folder), device=options.device).run(cells)
+    shown = rows[
+        ["model", "dataset", "images", "layers", "method", "bits", "seed", "draw", "psnr", "ssim"]
+    ]
     print(shown.to_string(index=False, float_format="%.3f"))
 
 

@@ -196,6 +196,33 @@ class Config:
         return cls(**values)
 
 
+def with_all_layers(config, model, outer_bits=8):
+    """The configuration for all layers of a network: its body as before, the others at 8 bits.
+
+    Parameters
+    ----------
+    config : Config
+        For the body.
+    model : nn.Module
+        With an attribute ``body_layers``; those of an attribute ``attention_layers``, branches
+        on pooled maps, stay in float.
+    outer_bits : int
+        Bit-width of head, tail and upsampler, where `config` does not leave them in float.
+
+    Returns
+    -------
+    Config
+    """
+    body = config.layers or getattr(model, "body_layers", None)
+    if not body:
+        raise ValueError("the network names no body_layers; give overrides instead")
+    widths = {"weight_bits": config.weight_bits, "act_bits": config.act_bits}
+    outer = {name: bits if bits == 32 else outer_bits for name, bits in widths.items()}
+    overrides = [("*", outer), *((pattern, widths) for pattern in body), *config.overrides]
+    exclude = (*config.exclude, *getattr(model, "attention_layers", ()))
+    return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
+
+
 #: Fields that may differ between layers.
 _LAYER_FIELDS = {
     "weight_bits",

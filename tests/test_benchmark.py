@@ -1,5 +1,8 @@
 """The store of results never loses, repeats or mixes up a row."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from dfsq import sr
+from dfsq import Config, sr
 from dfsq.sr.datasets import ImagePair
 from dfsq.sr.imaging import imresize, psnr_y, ssim_y, to_image, to_tensor
 from dfsq.sr.models.edsr import EDSR
 from dfsq.study import benchmark
-from dfsq.study.benchmark import KEY, Bench, Cell, Store, evaluate, grid, row_id
+from dfsq.study.benchmark import (
+    KEY,
+    Bench,
+    Cell,
+    Store,
+    config_digest,
+    evaluate,
+    grid,
+    row_id,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,14 +61,14 @@ def bench(weights, photos, tmp_path):
 
     def make(**options):
         store = Store(tmp_path / "results")
-        return Bench(store, **({"calibration": photos, "crops": 2, "crop_size": 9} | options))
+        return Bench(store, **({"crops": 2, "crop_size": 9, "device": "cpu"} | options))
 
     return make
 
 
 @pytest.fixture
 def cell(photos):
-    return Cell("tiny", str(photos), "dfsq-points", 4)
+    return Cell("tiny", str(photos), "dfsq-points", 4, calibration=str(photos))
 
 
 @pytest.fixture
@@ -64,9 +76,9 @@ def computed(monkeypatch):
     """The cells that were computed."""
     cells, original = [], Bench.compute
 
-    def counted(self, cell):
+    def counted(self, cell, *rest):
         cells.append(cell)
-        return original(self, cell)
+        return original(self, cell, *rest)
 
     monkeypatch.setattr(Bench, "compute", counted)
     return cells
@@ -126,6 +138,39 @@ def test_methods_run(bench, cell, method):
     assert (row.method, row.bits, row.images) == (method, 4, 3)
 
 
+def test_all_layers(bench, cell):
+    """The body at its width, all others at 8 bits; a row of its own."""
+    made = bench()
+    everywhere = replace(cell, layers="all", bits=3)
+    rows = run(made, replace(cell, bits=3), everywhere)
+    assert rows.layers.tolist() == ["body", "all"]
+    assert rows.psnr.nunique() == rows.id.nunique() == 2
+    widths = {
+        layer.layer: (layer.weight_bits, layer.act_bits)
+        for layer in made.quantized(everywhere).quantization.layers
+    }
+    body = {f"body.{i}.body.{j}" for i in (0, 1) for j in (0, 2)}
+    outer = {"head.0", "body.2", "tail.0.0", "tail.1"}
+    assert widths == dict.fromkeys(body, (3, 3)) | dict.fromkeys(outer, (8, 8))
+
+
+def test_cells_of_benchmark_sets_are_calibrated_on_their_own_images():
+    assert Cell("m", "Set5").calibration == "BSDS500/train"
+    assert Cell("m", "photographs").calibration == Cell("m", "some/folder").calibration
+    assert Cell("m", "photographs").calibration == "photographs"
+    assert Cell("m", "Set5", calibration="mine").calibration == "mine"
+    with pytest.raises(ValueError, match="layers must be one of body, all, not 'tail'"):
+        Cell("m", layers="tail")
+
+
+def test_a_network_is_quantized_once_for_all_data_sets(bench, cell, tmp_path, monkeypatch):
+    calls, original = [], benchmark.quantize
+    monkeypatch.setattr(benchmark, "quantize", lambda *a, **k: calls.append(a) or original(*a, **k))
+    cells = [cell, replace(cell, limit=2), replace(cell, bits=2), replace(cell, bits=2, limit=2)]
+    run(bench(), *cells)
+    assert len(calls) == 2
+
+
 def test_grid():
     cells = grid(["m"], ["d"], ["bicubic", "float", "dfsq", "sq"], [8, 4, 2], seeds=(0, 1))
     assert cells == [
@@ -135,6 +180,13 @@ def test_grid():
         *(Cell("m", "d", "sq", bits, seed) for bits in (4, 2) for seed in (0, 1)),
     ]
     assert {c.limit for c in grid("m", "d", ["dfsq"], [4], limit=3)} == {3}
+    everywhere = grid("m", ["d", "e"], ["float", "dfsq", "sq"], [4], layers="all", draw=2)
+    assert everywhere == [
+        Cell("m", "d", "float", 32),  # there is one float network, whatever is not quantized
+        Cell("m", "e", "float", 32),
+        Cell("m", "d", "dfsq", 4, layers="all", draw=2),
+        Cell("m", "e", "dfsq", 4, layers="all", draw=2),  # SQ's set is too small for 8 bits
+    ]
 
 
 # --- the store ---
@@ -146,6 +198,7 @@ def test_what_is_stored(bench, cell, tmp_path):
     assert rows[["method", "bits"]].values.tolist() == [[c.method, c.bits] for c in cells]
     store = Store(tmp_path / "results")
     assert sorted(p.name for p in store.folder.iterdir()) == [
+        ".lock",
         "images.csv",
         "provenance.csv",
         "results.csv",
@@ -192,10 +245,10 @@ def test_a_killed_run_loses_the_cell_in_work(bench, cell, monkeypatch, tmp_path)
     cells = [replace(cell, bits=bits) for bits in (2, 3, 4)]
     original = Bench.compute
 
-    def killed(self, cell):
+    def killed(self, cell, *rest):
         if cell.bits == 4:
             raise KeyboardInterrupt
-        return original(self, cell)
+        return original(self, cell, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "compute", killed)
@@ -264,7 +317,7 @@ def test_rows_are_keyed_by_what_determines_them(
 def test_the_calibration_draw_is_part_of_the_key(bench, cell, computed, options):
     run(bench(), cell)
     run(bench(**options), cell)
-    run(bench(), replace(cell, seed=1))
+    run(bench(), replace(cell, draw=1))
     assert len(computed) == 3
     assert len(bench().store.results.calibration_digest.unique()) == 3
 
@@ -287,7 +340,9 @@ def test_digests_and_names_of_digits_stay_text(tmp_path):
     key = dict.fromkeys(KEY, 1) | {
         "model": "007",
         "dataset": "14",
+        "layers": "body",
         "method": "float",
+        "calibration": "",
         "weights_digest": "0012345678901234",
         "pixel_digest": "12345678e1234567",
         "calibration_digest": "",
@@ -303,6 +358,31 @@ def test_digests_and_names_of_digits_stay_text(tmp_path):
     assert read.find("other") is None
     read.add(key | {"seed": 0}, image, 1.0)
     assert Store(tmp_path).results.seed.tolist() == [0, 1]
+
+
+def test_a_field_added_later_leaves_rows_standing(monkeypatch):
+    """Fields that do as the released method does are no part of the digest."""
+    released, exact = Config.preset("dfsq"), Config.preset("dfsq-points")
+    before = config_digest(released), config_digest(exact)
+    assert before[0] != before[1]
+    original = benchmark.asdict
+    monkeypatch.setattr(benchmark, "asdict", lambda config: original(config) | {"later": None})
+    assert (config_digest(released), config_digest(exact)) == before
+    for change in ({"seed": 1}, {"layers": "body.*"}, {"act_bits": 8}, {"weights": "mse"}):
+        assert config_digest(replace(released, **change)) not in before
+
+
+def test_two_processes_on_one_store(tmp_path):
+    """Neither loses the rows of the other."""
+    key = dict.fromkeys(KEY, 1) | dict.fromkeys(benchmark.TEXT[2:], "x")
+    image = pd.DataFrame({"image": ["a"], "psnr": [30.0], "ssim": [0.9]})
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.add(key, image, 1.0)
+    second.add(key | {"seed": 2}, image, 1.0)
+    first.add(key | {"seed": 3}, image, 1.0)
+    store = Store(tmp_path)
+    assert store.results.seed.tolist() == [1, 2, 3]
+    assert len(store.images) == len(store.provenance) == 3
 
 
 def test_an_empty_store(tmp_path):
@@ -322,3 +402,59 @@ def test_standing_rows_are_read_and_never_written(bench, cell, computed, tmp_pat
     assert rows.bits.tolist() == [4, 3]
     assert {p.name: p.read_bytes() for p in standing.iterdir()} == before
     assert len(Store(tmp_path / "mine", standing=standing).results) == 2
+
+
+def test_killed_at_a_random_moment(photos, tmp_path):
+    """Killed without warning again and again, the results are the same files byte for byte."""
+    network = tmp_path / "network.py"
+    network.write_text(
+        "import torch\nfrom dfsq.sr.upscaling import Bicubic\n\n"
+        "class Blend(torch.nn.Module):\n"
+        "    scale = 2\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.bicubic = Bicubic(2)\n"
+        "        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)\n"
+        "    def forward(self, x):\n"
+        "        up = self.bicubic(x)\n"
+        "        soft = torch.nn.functional.avg_pool2d(up, 3, 1, 1, count_include_pad=False)\n"
+        "        return up + 0.3 * (up - soft) + 0 * self.bicubic(self.conv(x).clamp(0, 1))\n"
+    )
+    arguments = ["--models", f"{network}:Blend", "--datasets", str(photos), "--calibration"]
+    arguments += [str(photos), "--methods", "float", "uniform-minmax", "uniform-norm"]
+    script = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from dfsq import cli, sr\n"
+        "crops = sr.calibration_crops\n"
+        "sr.calibration_crops = lambda source, scale, n, size, draw: crops(source, 2, 2, 9, draw)\n"
+        "sys.exit(cli.main(['bench', '--out', sys.argv[1], *sys.argv[2:]]))\n"
+    )
+
+    def start(folder):
+        command = [sys.executable, "-c", script, str(folder), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    rows, generator = 0, np.random.default_rng()
+    for kill in (1, 2, 3):
+        process, wanted = start(tmp_path / "killed"), min(4 * kill, 10)
+        results = tmp_path / "killed" / "results.csv"
+        while process.poll() is None:
+            if results.exists() and len(results.read_text().splitlines()) > wanted:
+                time.sleep(generator.uniform(0, 0.05))
+                process.kill()
+                break
+            time.sleep(0.001)
+        process.wait()
+        found = len(Store(tmp_path / "killed").results)
+        assert found >= max(rows, wanted)
+        rows = found
+    assert start(tmp_path / "killed").wait() == 0
+    for name in ("results.csv", "images.csv"):
+        paths = (tmp_path / folder / name for folder in ("whole", "killed"))
+        assert len({path.read_bytes() for path in paths}) == 1
+    provenance = Store(tmp_path / "killed").provenance
+    assert provenance.id.is_unique
+    assert len(provenance) == 11

@@ -1,5 +1,6 @@
 """Networks by name, or from a file of the user's, in eval mode: 0..1 RGB in, 0..1 RGB out."""
 
+import importlib.util
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ def load_model(name, *, value_range=None):
                 "run from a checkout, or `pip install -e .` in one"
             )
         return entry.build(read_weights(path)).eval()
+    if is_user_function(name):
+        if value_range is not None:
+            raise ValueError("value_range goes with a file of weights, not with a function")
+        return _user_model(name)
     path = Path(name)
     if not path.is_file():
         raise ValueError(
@@ -87,6 +92,55 @@ def load_model(name, *, value_range=None):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
     model = from_state(read_weights(path), value_range).eval()
     _check_beats_bicubic(model, path)
+    return model
+
+
+def is_user_function(name):
+    """Whether a name is that of a function of the user's, ``FILE.py:NAME``."""
+    return ".py:" in str(name)
+
+
+def user_function(name):
+    """A function in a Python file of the user's.
+
+    Parameters
+    ----------
+    name : str
+        ``FILE.py:NAME``. As a network, the function takes nothing and returns an ``nn.Module``
+        for RGB 0..1 in and out, with an attribute ``scale`` and, if only some of its
+        convolutions are to be quantized, their name patterns as ``body_layers``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file or function, or the file does not run.
+    """
+    path, _, function = str(name).rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    made = getattr(module, function, None)
+    if not callable(made):
+        raise ValueError(f"{path} has no function {function!r}")
+    return made
+
+
+def _user_model(name):
+    """The network of a user's function, checked."""
+    model = user_function(name)()
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{name} must return an nn.Module, not {type(model).__name__}")
+    if getattr(model, "scale", None) not in (2, 3, 4, 8):
+        raise ValueError(
+            f"the network of {name} must have an attribute scale of 2, 3, 4 or 8, "
+            f"not {getattr(model, 'scale', None)!r}"
+        )
+    _check_beats_bicubic(model.eval(), name)
     return model
 
 
@@ -294,7 +348,19 @@ def _check_beats_bicubic(model, path):
     hr = crop_to_multiple(photograph("coffee")[100:292, 200:392], model.scale)
     lr = imresize(hr, 1 / model.scale)
     bicubic = psnr_y(imresize(lr, model.scale), hr, model.scale)
-    given, other = model.value_range, 1.0 if model.value_range == 255 else 255.0
+    given = getattr(model, "value_range", None)
+    if given is None:
+        result = to_image(model(to_tensor(lr)))
+        if result.shape != hr.shape:
+            raise ValueError(f"{path} gives an image of {result.shape}, not {hr.shape}")
+        psnr = psnr_y(result, hr, model.scale)
+        if not psnr > bicubic:
+            raise ValueError(
+                f"{path} gives {psnr:.2f} dB on a photograph, bicubic {bicubic:.2f} dB; a network "
+                "takes and returns RGB in 0..1"
+            )
+        return
+    other = 1.0 if given == 255 else 255.0
     psnr = {}
     for model.value_range in (other, given):
         psnr[model.value_range] = psnr_y(to_image(model(to_tensor(lr))), hr, model.scale)

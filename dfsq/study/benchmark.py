@@ -5,11 +5,14 @@ determines the numbers, so that a row which stands never has to be computed agai
 is stale can stand. Rows are appended as they finish; a killed run loses the row in work.
 """
 
+import ctypes
 import hashlib
+import json
 import os
 import platform
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -17,16 +20,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from .. import sr
 from ..calibration import Calibration, calibrate, needs_inputs
-from ..config import Config
+from ..config import Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
-from ..sr.datasets import pixel_digest
+from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
+from ..sr.zoo import is_user_function, user_function
 from ..universal import universal_set
 
 #: Raised when the output of a method changes, so that older rows no longer stand.
@@ -36,13 +41,21 @@ PROTOCOL_VERSION = 1
 
 RESULTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "results"
 
+#: Where the images stand that a network is calibrated on for the benchmark sets.
+CALIBRATION = "BSDS500/train"
+
+LAYERS = ("body", "all")
+
 KEY = [
     "model",
     "dataset",
+    "images",
+    "layers",
     "method",
     "bits",
     "seed",
-    "images",
+    "calibration",
+    "draw",
     "weights_digest",
     "pixel_digest",
     "calibration_digest",
@@ -52,7 +65,8 @@ KEY = [
 ]
 
 #: Columns to be read as text, even where a digest or a name is all digits.
-TEXT = ["id", "image", "model", "dataset", "method", *(k for k in KEY if k.endswith("_digest"))]
+TEXT = ["id", "image", "model", "dataset", "layers", "method", "calibration"]
+TEXT += [name for name in KEY if name.endswith("_digest")]
 
 
 @dataclass(frozen=True)
@@ -64,12 +78,22 @@ class Cell:
     model, dataset : str
         As :func:`dfsq.sr.zoo.load_model` and :func:`dfsq.sr.datasets.load_dataset` take them.
     method : str
-        A preset, see :meth:`dfsq.Config.preset`; ``"bicubic"`` for plain upscaling.
+        A preset, see :meth:`dfsq.Config.preset`; ``"bicubic"`` for plain upscaling; or a function
+        of the user's, ``FILE.py:NAME``, see :func:`dfsq.sr.zoo.user_function`, which is called
+        with the float network, the calibration crops, the bit-width and the seed, and returns the
+        quantized network.
     bits : int
     seed : int
-        Of the calibration draw and of K-means.
+        Of K-means.
     limit : int, optional
         Number of images of the data set, from its first.
+    layers : {"body", "all"}
+        Only the network's body, as in the paper; or head, tail and upsampler as well, at 8 bits.
+    calibration : str or path, optional
+        As :func:`dfsq.sr.datasets.calibration_crops` takes it; by default ``CALIBRATION`` for a
+        benchmark set, and the embedded photographs for all else.
+    draw : int
+        Seed of the draw of calibration crops.
     """
 
     model: str
@@ -78,9 +102,24 @@ class Cell:
     bits: int = 4
     seed: int = 0
     limit: int | None = None
+    layers: str = "body"
+    calibration: str | None = None
+    draw: int = 0
+
+    def __post_init__(self):
+        if self.layers not in LAYERS:
+            raise ValueError(f"layers must be one of {', '.join(LAYERS)}, not {self.layers!r}")
+        if self.calibration is None:
+            default = CALIBRATION if self.dataset in BENCHMARK_SETS else "photographs"
+            object.__setattr__(self, "calibration", default)
+
+    @property
+    def plain(self):
+        """Whether nothing is quantized."""
+        return self.method in ("float", "bicubic")
 
 
-def evaluate(model, pairs, *, progress=False):
+def evaluate(model, pairs, on_image=None):
     """PSNR and SSIM of a network on each image of a data set, by the standard protocol.
 
     Whole images, one at a time; the output is clipped and rounded to 8 bits; luma of BT.601;
@@ -91,14 +130,17 @@ def evaluate(model, pairs, *, progress=False):
     model : nn.Module
         RGB 0..1 in and out, with an attribute ``scale``.
     pairs : list of dfsq.sr.datasets.ImagePair
+    on_image : callable, optional
+        Called with each pair that is done.
 
     Returns
     -------
     pandas.DataFrame
         A row an image: ``image``, ``psnr`` in dB, ``ssim``.
     """
+    _keep_freed_memory()
     rows = []
-    for pair in tqdm(pairs, "evaluating", disable=not progress, unit="image"):
+    for pair in pairs:
         result = upscale(model, pair.lr)
         rows.append(
             {
@@ -107,18 +149,44 @@ def evaluate(model, pairs, *, progress=False):
                 "ssim": ssim_y(result, pair.hr, model.scale),
             }
         )
+        if on_image is not None:
+            on_image(pair)
     return pd.DataFrame(rows)
 
 
-def grid(models, datasets, methods, bits, seeds=(0,), limit=None):
-    """All cells of a grid; float and bicubic once, not for each bit-width."""
+def _keep_freed_memory():
+    """Tell glibc not to hand large blocks back to the system after each use.
+
+    Every feature map would otherwise be mapped and zeroed anew by the kernel, which takes as long
+    as the convolutions themselves.
+    """
+    if sys.platform == "linux":
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libraries have none
+        if mallopt is not None:
+            mallopt(trim_threshold, -1)
+            mallopt(mmap_max, 0)
+
+
+def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
+    """All cells of a grid; float and bicubic once, not for each bit-width.
+
+    Data sets change fastest, so that a quantized network is made once for all of them.
+
+    Parameters
+    ----------
+    models, datasets, methods, bits, seeds : sequences
+        Of the attributes of :class:`Cell`.
+    limit, **others
+        The same for all cells.
+    """
     cells = []
-    for model, dataset, method, width, seed in product(models, datasets, methods, bits, seeds):
-        if method in ("float", "bicubic"):
-            width, seed = 32, 0
-        elif method.startswith("sq") and width > 4:
+    for model, method, width, seed, dataset in product(models, methods, bits, seeds, datasets):
+        cell = Cell(model, dataset, method, width, seed, limit, **others)
+        if cell.plain:
+            cell = replace(cell, bits=32, seed=0, draw=0, layers="body")
+        elif method.startswith("sq") and (width > 4 or cell.layers == "all"):
             continue  # its universal set has 15 magnitudes
-        cell = Cell(model, dataset, method, width, seed, limit)
         if cell not in cells:
             cells.append(cell)
     return cells
@@ -139,14 +207,18 @@ class Store:
 
     def __init__(self, folder=RESULTS_FOLDER, standing=None):
         self.folder = Path(folder)
-        for name, by in self.TABLES.items():
-            table = pd.DataFrame()
-            for source in filter(None, (standing, folder)):
-                path = Path(source) / f"{name}.csv"
-                if path.exists():
-                    rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
-                    table = _joined(table, rows, by)
-            setattr(self, name, table)
+        self.standing = standing
+        for name in self.TABLES:
+            setattr(self, name, self._read(name, *filter(None, (standing, folder))))
+
+    def _read(self, name, *folders):
+        table = pd.DataFrame()
+        for folder in folders:
+            path = Path(folder) / f"{name}.csv"
+            if path.exists():
+                rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
+                table = _joined(table, rows, self.TABLES[name])
+        return table
 
     def find(self, identifier):
         """The row of an identifier, a Series, or None."""
@@ -156,7 +228,10 @@ class Store:
         return None if found.empty else found.iloc[0]
 
     def add(self, key, per_image, seconds, device="cpu"):
-        """Add a finished row; files are replaced whole, so a kill leaves the old ones."""
+        """Add a finished row; files are replaced whole, so a kill leaves the old ones.
+
+        Rows that another process has added since are kept.
+        """
         identifier = row_id(key)
         row = {
             "id": identifier,
@@ -177,13 +252,15 @@ class Store:
         images = per_image.assign(id=identifier)[["id", "image", "psnr", "ssim"]]
         new = {"images": images, "provenance": [provenance], "results": [row]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, by in self.TABLES.items():  # results last: what is there has all the rest
-            table = _joined(getattr(self, name), pd.DataFrame(new[name]), by)
-            setattr(self, name, table)
-            path = self.folder / f"{name}.csv"
-            temporary = path.with_suffix(".part")
-            table.to_csv(temporary, index=False, float_format="%.6f")
-            os.replace(temporary, path)
+        with FileLock(self.folder / ".lock"):
+            for name, by in self.TABLES.items():  # results last: what is there has all the rest
+                rows = pd.DataFrame(new[name])
+                table = _joined(self._read(name, self.folder), rows, by)
+                path = self.folder / f"{name}.csv"
+                temporary = path.with_suffix(".part")
+                table.to_csv(temporary, index=False, float_format="%.6f")
+                os.replace(temporary, path)
+                setattr(self, name, _joined(getattr(self, name), rows, by))
 
 
 def _joined(old, new, by):
@@ -199,21 +276,44 @@ def row_id(key):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Bench:
-    """Computes cells, sharing networks, data sets and calibrations between them."""
+def config_digest(config):
+    """Digest of what a configuration does other than the released method.
 
-    def __init__(self, store=None, calibration="photographs", crops=32, crop_size=None):
+    So a field that is added to :class:`dfsq.Config` later leaves the rows without it standing.
+    """
+    released = asdict(Config.preset("dfsq"))
+    others = {name: v for name, v in asdict(config).items() if v != released[name]}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+class Bench:
+    """Computes cells, sharing networks, data sets and calibrations between them.
+
+    Parameters
+    ----------
+    store : Store, optional
+        The project's own by default.
+    crops : int
+        Number of calibration crops.
+    crop_size : int, optional
+        Their side in LR pixels; 192 HR pixels by default.
+    device : str, optional
+        As PyTorch names it; a GPU by default, if there is one.
+    """
+
+    def __init__(self, store=None, crops=32, crop_size=None, device=None):
         self.store = Store() if store is None else store
-        self.calibration = calibration
         self.crops = crops
         self.crop_size = crop_size
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
-        self._models, self._datasets, self._crops, self._calibrations = {}, {}, {}, {}
+        self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
+        self._calibration = self._quantized = (None, None)  # the last one, with its key
 
     def model(self, name):
         """The float network of a name, loaded once."""
         if name not in self._models:
-            self._models[name] = sr.load_model(name)
+            self._models[name] = sr.load_model(name).to(self.device)
         return self._models[name]
 
     def dataset(self, name, scale, limit=None):
@@ -223,79 +323,126 @@ class Bench:
             self._datasets[key] = sr.load_dataset(name, scale, limit)
         return self._datasets[key]
 
-    def crop_images(self, scale, seed):
-        """The calibration crops of a draw, made once."""
-        key = (scale, seed)
+    def crop_images(self, cell):
+        """The calibration crops of a cell, made once."""
+        key = (cell.calibration, self.model(cell.model).scale, cell.draw)
         if key not in self._crops:
-            self._crops[key] = sr.calibration_crops(
-                self.calibration, scale, self.crops, self.crop_size, seed
-            )
+            source, scale, draw = key
+            self._crops[key] = sr.calibration_crops(source, scale, self.crops, self.crop_size, draw)
         return self._crops[key]
 
-    def calibrated(self, name, config, seed):
-        """The calibration of a network, shared by all configurations of one grid of cells."""
-        model = self.model(name)
+    def calibrated(self, cell, config):
+        """The calibration of a network, shared by successive cells that can."""
         edges = edges_for(universal_set(config.universal, config.words))
-        key = (name, seed, edges.tobytes())
+        key = (cell.model, cell.calibration, cell.draw, cell.layers, edges.tobytes())
         keep_inputs = self.keep_inputs or needs_inputs(config)
-        have = self._calibrations.get(key)
-        if have is None or (keep_inputs and not have.keeps_inputs):
-            self._calibrations = {}  # of spilled inputs there is room for one
-            images = self.crop_images(model.scale, seed)
-            have = calibrate(model, images, config, keep_inputs=keep_inputs, progress=False)
-            self._calibrations[key] = have
+        have_key, have = self._calibration
+        if have_key != key or (keep_inputs and not have.keeps_inputs):
+            self._calibration = (None, None)  # of spilled inputs there is room for one
+            have = calibrate(
+                self.model(cell.model),
+                self.crop_images(cell),
+                config,
+                keep_inputs=keep_inputs,
+                progress=False,
+            )
+            self._calibration = (key, have)
         return have
 
     def config(self, cell):
         """The configuration of a cell, with the network's layers, which its rows are keyed by."""
-        layers = getattr(self.model(cell.model), "body_layers", None)
-        return Config.preset(cell.method, cell.bits, seed=cell.seed, layers=layers)
+        model = self.model(cell.model)
+        layers = getattr(model, "body_layers", None)
+        config = Config.preset(cell.method, cell.bits, seed=cell.seed, layers=layers)
+        return with_all_layers(config, model) if cell.layers == "all" else config
 
     def quantized(self, cell):
         """The quantized network of a cell; the float one for ``float``."""
-        model, config = self.model(cell.model), self.config(cell)
-        if config.weight_bits == config.act_bits == 32:
-            return model
+        model = self.model(cell.model)
+        if cell.plain:
+            return Bicubic(model.scale) if cell.method == "bicubic" else model
+        key = replace(cell, dataset="", limit=None)
+        if self._quantized[0] != key:
+            self._quantized = (key, self._quantize(cell, model))
+        return self._quantized[1]
+
+    def _quantize(self, cell, model):
+        if is_user_function(cell.method):
+            made = user_function(cell.method)(model, self.crop_images(cell), cell.bits, cell.seed)
+            if not isinstance(made, torch.nn.Module):
+                kind = type(made).__name__
+                raise ValueError(f"{cell.method} must return a network (nn.Module), not {kind}")
+            made.scale = model.scale
+            return made.eval()
+        config = self.config(cell)
         if config.act_bits == 32:
             calibration = Calibration({}, 0, "", None)
         else:
-            calibration = self.calibrated(cell.model, config, cell.seed)
+            calibration = self.calibrated(cell, config)
         return quantize(model, calibration, config, progress=False)
 
     def key(self, cell):
         """All that determines the numbers of a cell."""
         model = self.model(cell.model)
         pairs = self.dataset(cell.dataset, model.scale, cell.limit)
-        plain = cell.method in ("float", "bicubic")
-        crops = [] if plain else self.crop_images(model.scale, cell.seed)
-        calibration = hashlib.sha256(b"".join(crop.tobytes() for crop in crops)).hexdigest()
-        config = "" if plain else self.config(cell).to_json()
+        calibration = config = ""
+        if not cell.plain:
+            crops = self._digest(
+                ("crops", cell.calibration, model.scale, cell.draw),
+                lambda: hashlib.sha256(b"".join(crop.tobytes() for crop in self.crop_images(cell))),
+            )
+            calibration = crops[:16]
+            if is_user_function(cell.method):
+                source = Path(cell.method.rpartition(":")[0]).read_bytes()
+                config = hashlib.sha256(source).hexdigest()[:16]
+            else:
+                config = config_digest(self.config(cell))[:16]
         return {
             "model": cell.model,
             "dataset": cell.dataset,
+            "images": len(pairs),
+            "layers": cell.layers,
             "method": cell.method,
             "bits": cell.bits,
             "seed": cell.seed,
-            "images": len(pairs),
-            "weights_digest": float_digest(model)[:16],
-            "pixel_digest": pixel_digest(pairs)[:16],
-            "calibration_digest": "" if plain else calibration[:16],
-            "config_digest": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "calibration": "" if cell.plain else cell.calibration,
+            "draw": cell.draw,
+            "weights_digest": self._digest(("w", cell.model), lambda: float_digest(model))[:16],
+            "pixel_digest": self._digest(
+                ("pixels", cell.dataset, model.scale, cell.limit), lambda: pixel_digest(pairs)
+            )[:16],
+            "calibration_digest": calibration,
+            "config_digest": config,
             "method_version": METHOD_VERSION,
             "protocol_version": PROTOCOL_VERSION,
         }
 
-    def compute(self, cell):
+    def _digest(self, key, compute):
+        """A digest, computed once."""
+        if key not in self._digests:
+            made = compute()
+            self._digests[key] = made if isinstance(made, str) else made.hexdigest()
+        return self._digests[key]
+
+    def compute(self, cell, on_image=None):
         """Per-image PSNR and SSIM of a cell, computed now; see :func:`evaluate`."""
-        model = self.model(cell.model)
-        pairs = self.dataset(cell.dataset, model.scale, cell.limit)
-        network = Bicubic(model.scale) if cell.method == "bicubic" else self.quantized(cell)
-        return evaluate(network, pairs)
+        pairs = self.dataset(cell.dataset, self.model(cell.model).scale, cell.limit)
+        return evaluate(self.quantized(cell), pairs, on_image)
 
     def missing(self, cells):
         """The cells that the store does not hold yet."""
         cells = dict.fromkeys(cells)  # each once
         return [cell for cell in cells if self.store.find(row_id(self.key(cell))) is None]
+
+    def rows(self, cells):
+        """The rows of cells that the store holds, in their order.
+
+        Returns
+        -------
+        pandas.DataFrame
+        """
+        identifiers = [row_id(self.key(cell)) for cell in cells]
+        return self.store.results.set_index("id").loc[identifiers].reset_index()
 
     def run(self, cells, *, progress=True):
         """Compute the cells that the store does not hold yet, each stored as it is finished.
@@ -307,13 +454,33 @@ class Bench:
         """
         missing = self.missing(cells)
         self.keep_inputs = any(
-            needs_inputs(self.config(c)) for c in missing if c.method not in ("float", "bicubic")
+            needs_inputs(self.config(cell))
+            for cell in missing
+            if not cell.plain and not is_user_function(cell.method)
         )
-        with tqdm(missing, "benchmark", disable=not progress, unit="row") as bar:
-            for cell in bar:
-                bar.set_postfix_str(f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits")
+
+        def work(cell, pair):
+            """Roughly proportional to the time an image takes."""
+            if cell.method == "bicubic":
+                return 0
+            weights = sum(p.numel() for p in self.model(cell.model).parameters())
+            return weights * pair.lr[..., 0].size / 1e9
+
+        total = sum(
+            work(cell, pair)
+            for cell in missing
+            for pair in self.dataset(cell.dataset, self.model(cell.model).scale, cell.limit)
+        )
+        with tqdm(
+            total=total,
+            disable=not (progress and missing),
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left, {desc}",
+        ) as bar:
+            for i, cell in enumerate(missing):
+                name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
+                bar.set_description_str(f"row {i + 1} of {len(missing)}: {name}")
                 began = time.perf_counter()
-                per_image = self.compute(cell)
-                self.store.add(self.key(cell), per_image, time.perf_counter() - began)
-        identifiers = [row_id(self.key(cell)) for cell in cells]
-        return self.store.results.set_index("id").loc[identifiers].reset_index()
+                per_image = self.compute(cell, lambda pair, c=cell: bar.update(work(c, pair)))
+                seconds = time.perf_counter() - began
+                self.store.add(self.key(cell), per_image, seconds, self.device)
+        return self.rows(cells)

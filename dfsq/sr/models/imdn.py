@@ -62,6 +62,7 @@ class IMDN(nn.Module):
     """
 
     body_layers = ("IMDB*.c?",)
+    attention_layers = ("IMDB*.cca.*",)
 
     def __init__(self, scale=2, blocks=6, features=64, value_range=1.0):
         super().__init__()

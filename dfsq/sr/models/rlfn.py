@@ -56,6 +56,7 @@ class RLFN(nn.Module):
     """
 
     body_layers = ("block_*.c?_r", "block_*.c5")
+    attention_layers = ("block_*.esa.*",)
 
     def __init__(self, scale=2, features=52, value_range=255.0):
         super().__init__()
