@@ -1,4 +1,4 @@
-"""The command line: upscale, quantize, fetch, bench, run."""
+"""The command line: upscale, compare, quantize, fetch, bench, run."""
 
 import argparse
 import os
@@ -6,6 +6,13 @@ import sys
 from pathlib import Path
 
 BITS_HELP = "bit-width of weights and activations, 2 to 8, or 32 for float (default: 4)"
+QUANTIZES_NOTHING = "--bits 32 and the method float quantize nothing; give 2 to 8 bits"
+LAYERS = {
+    "default": "body",
+    "choices": ("body", "all"),
+    "help": "the network's body, as in the paper, or head, tail and upsampler at 8 bits as well "
+    "(default: body)",
+}
 
 
 def main(arguments=None):
@@ -52,11 +59,26 @@ def _parser():
     )
     upscale.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     _network_options(upscale)
-    upscale.add_argument(
-        "--quantized", metavar="FILE", help="a file of `dfsq quantize`, instead of --bits"
-    )
+    _quantized_option(upscale)
     upscale.add_argument(
         "--out", default=".", metavar="FOLDER", help="folder for the results (default: this one)"
+    )
+
+    compare = command(
+        "compare",
+        _compare,
+        "put a network and its quantized version side by side on photographs",
+        "dfsq compare photos --model edsr-x2 --bits 4 --out compared",
+    )
+    compare.add_argument(
+        "images", metavar="FOLDER",
+        help="HR photographs: a folder of them, photographs (embedded), or a benchmark set's name",
+    )  # fmt: skip
+    _network_options(compare)
+    _quantized_option(compare)
+    compare.add_argument("--limit", type=int, help="take the first so many photographs")
+    compare.add_argument(
+        "--out", required=True, metavar="FOLDER", help="folder for the strips and comparison.csv"
     )
 
     quantize = command(
@@ -100,10 +122,7 @@ def _parser():
         "bicubic, or FILE.py:FUNCTION (default: bicubic, float and all presets)",
     )  # fmt: skip
     bench.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
-    bench.add_argument(
-        "--layers", default="body", choices=("body", "all"),
-        help="the network's body, as in the paper, or head, tail and upsampler at 8 bits as well",
-    )  # fmt: skip
+    bench.add_argument("--layers", **LAYERS)
     bench.add_argument(
         "--calibration", metavar="SOURCE",
         help="photographs, BSDS500/train, BSDS500/test, or a folder (default: photographs, and "
@@ -115,6 +134,11 @@ def _parser():
     bench.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of K-means"
     )
+    bench.add_argument(
+        "--standard", action="store_true",
+        help="whatever the project's tables on the benchmark sets lack; only --device and --out "
+        "are heeded beside",
+    )  # fmt: skip
     bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
@@ -148,16 +172,18 @@ def _network_options(parser):
     parser.add_argument(
         "--model",
         default="edsr-x2",
-        metavar="NAME|FILE",
-        help="a network's name, or a file of weights (default: edsr-x2)",
+        metavar="MODEL",
+        help="a network's name, a file of weights, or FILE.py:FUNCTION that returns a network "
+        "(default: edsr-x2)",
     )
     parser.add_argument(
         "--value-range",
         type=float,
         metavar="RANGE",
-        help="for a file: range of the RGB values that its weights expect, 255 or 1",
+        help="for a file of weights: range of the RGB values that they expect, 255 or 1",
     )
     parser.add_argument("--bits", type=int, default=4, help=BITS_HELP)
+    parser.add_argument("--layers", **LAYERS)
     parser.add_argument(
         "--method", default="dfsq-subset", metavar="PRESET", help="(default: dfsq-subset)"
     )
@@ -172,6 +198,12 @@ def _network_options(parser):
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the calibration draw and of K-means (default: 0)"
+    )
+
+
+def _quantized_option(parser):
+    parser.add_argument(
+        "--quantized", metavar="FILE", help="a file of `dfsq quantize`, instead of --bits"
     )
 
 
@@ -199,21 +231,33 @@ def _writable_folder(folder):
     return folder
 
 
-def _quantized(options, config):
-    """The network of the options, quantized unless the configuration is float."""
-    from . import quantize, sr
+def _float_network(options):
+    from . import sr
 
-    model = sr.load_model(options.model, value_range=options.value_range)
-    if config.weight_bits == config.act_bits == 32:
+    return sr.load_model(options.model, value_range=options.value_range)
+
+
+def _quantized(options, config, model):
+    """A float network quantized, unless the configuration is float."""
+    from . import quantize, sr
+    from .config import with_all_layers
+
+    if _is_float(config):
         return model
+    if options.layers == "all":
+        config = with_all_layers(config, model)
     crops = sr.calibration_crops(options.calibration, model.scale, options.crops, seed=options.seed)
     return quantize(model, crops, config)
+
+
+def _is_float(config):
+    return config.weight_bits == config.act_bits == 32
 
 
 def _upscale(options):
     from tqdm import tqdm
 
-    from . import load, sr
+    from . import load
     from .sr.datasets import open_image
     from .sr.upscaling import upscale_photograph
 
@@ -230,12 +274,12 @@ def _upscale(options):
     if twice is not None:
         raise ValueError(f"two images are called {twice}; upscale them in two runs")
     folder = _writable_folder(options.out)
+    model = _float_network(options)
     if options.quantized:
-        float_model = sr.load_model(options.model, value_range=options.value_range)
-        model = load(options.quantized, float_model)
+        model = load(options.quantized, model)
         config = model.quantization.config
     else:
-        model = _quantized(options, config)
+        model = _quantized(options, config, model)
     width = f"w{config.weight_bits}a{config.act_bits}"
     for path, image in tqdm(images, "upscaling", unit="image"):
         result = upscale_photograph(model, image)
@@ -249,17 +293,38 @@ def _upscale(options):
         tqdm.write(f"{target}  {result.width}x{result.height}")
 
 
+def _compare(options):
+    from . import load, sr
+    from .study.comparison import check_pairs, compare, with_mean
+
+    config = _config(options)
+    if _is_float(config) and not options.quantized:
+        raise ValueError(QUANTIZES_NOTHING)
+    float_model = _float_network(options)
+    pairs = sr.load_dataset(options.images, float_model.scale, options.limit)
+    check_pairs(pairs)
+    model = load(options.quantized, float_model) if options.quantized else None
+    folder = _writable_folder(options.out)
+    if model is None:
+        model = _quantized(options, config, float_model)
+    config = model.quantization.config
+    label = f"quantized W{config.weight_bits}A{config.act_bits}"
+    table = compare(float_model, model, pairs, folder, label=label)
+    print(with_mean(table).to_string(float_format="%.3f"))
+    print(f"{folder}  comparison.csv, and a strip of each photograph")
+
+
 def _quantize(options):
     from . import save
 
     config = _config(options)
-    if config.weight_bits == config.act_bits == 32:
-        raise ValueError("--bits 32 and the method float quantize nothing; give 2 to 8 bits")
+    if _is_float(config):
+        raise ValueError(QUANTIZES_NOTHING)
     target = Path(options.out)
     if target.suffix != ".safetensors":
         raise ValueError(f"--out must be a .safetensors file, not {options.out!r}")
     _writable_folder(target.parent)
-    model = _quantized(options, config)
+    model = _quantized(options, config, _float_network(options))
     save(model, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
 
@@ -285,14 +350,13 @@ def _fetch(options):
 
 def _bench(options):
     from .config import PRESETS
-    from .study.benchmark import RESULTS_FOLDER, Bench, Store, grid
+    from .study.benchmark import RESULTS_FOLDER, Bench, Store, grid, standard_grid
 
     folder = _writable_folder(options.out or RESULTS_FOLDER)
     methods = options.methods or ["bicubic", *PRESETS]
-    cells = [
-        cell
-        for draw in options.draws
-        for cell in grid(
+    cells = standard_grid() if options.standard else []
+    for draw in () if options.standard else options.draws:
+        cells += grid(
             options.models,
             options.datasets,
             methods,
@@ -303,7 +367,6 @@ def _bench(options):
             calibration=options.calibration,
             draw=draw,
         )
-    ]
     rows = Bench(Store(folder), device=options.device).run(cells)
     shown = rows[
         ["model", "dataset", "images", "layers", "method", "bits", "seed", "draw", "psnr", "ssim"]

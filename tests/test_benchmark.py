@@ -458,3 +458,23 @@ def test_killed_at_a_random_moment(photos, tmp_path):
     provenance = Store(tmp_path / "killed").provenance
     assert provenance.id.is_unique
     assert len(provenance) == 11
+
+
+def test_a_method_that_fails_is_named(bench, cell, tmp_path):
+    method = tmp_path / "method.py"
+    method.write_text("def broken(model, images, bits, seed):\n    raise KeyError('no')\n")
+    with pytest.raises(ValueError, match=r"method.py:broken failed: KeyError: 'no'"):
+        run(bench(), replace(cell, method=f"{method}:broken"))
+    assert bench().store.results.empty
+
+
+def test_rows_of_a_users_network_are_keyed_by_its_file(bench, cell, tmp_path, computed):
+    """An edit of its forward is another network, though the weights are the same."""
+    network = tmp_path / "network.py"
+    network.write_text("# a network")
+    of_file = replace(cell, model=f"{network}:build")
+    first = run(bench(), of_file).id[0]
+    assert run(bench(), of_file).id[0] == first
+    network.write_text("# another")
+    assert run(bench(), of_file).id[0] != first
+    assert len(computed) == 2

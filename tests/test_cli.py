@@ -2,6 +2,7 @@
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +27,17 @@ def photo(folder):
     """An RGB photograph of 40x24 pixels."""
     Image.fromarray(dfsq.sr.photograph("chelsea")[100:124, 100:140]).save(folder / "photo.png")
     return folder / "photo.png"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A tiny network in the place of all others, and one calibration image."""
+    torch.manual_seed(0)
+    net = EDSR(2, 1, 8).eval()
+    crop = (255 * torch.rand(96, 96, 3)).byte().numpy()
+    monkeypatch.setattr("dfsq.sr.load_model", lambda name, value_range=None: net)
+    monkeypatch.setattr("dfsq.sr.calibration_crops", lambda *args, **options: [crop])
+    return net
 
 
 def read(path):
@@ -129,6 +141,66 @@ def test_two_images_of_one_name(photo, folder, capsys):
     assert "two images are called photo" in error(capsys, "upscale", photo, "sub/photo.png")
 
 
+def test_compare(tiny, photo, folder, capsys):
+    arguments = ["--bits", "3", "--layers", "all"]
+    assert main(["quantize", "--out", "q.safetensors", *arguments]) == 0
+    capsys.readouterr()
+    for out, options in (("a", ["--quantized", "q.safetensors"]), ("b", arguments)):
+        assert main(["compare", ".", "--out", out, *options]) == 0
+        assert sorted(p.name for p in (folder / out).iterdir()) == ["comparison.csv", "photo.png"]
+        mean = capsys.readouterr().out.splitlines()[-2].split()
+        assert mean[0] == "mean"
+        assert len(mean) == 8  # PSNR of three and the loss, SSIM of three
+    assert (folder / "a/comparison.csv").read_text() == (folder / "b/comparison.csv").read_text()
+
+
+def test_compare_refuses_and_leaves_nothing_behind(folder, capsys):
+    (folder / "empty").mkdir()
+    for name, size in (("small", (30, 14)), ("good", (40, 24))):
+        (folder / name).mkdir()
+        Image.new("RGB", size).save(folder / name / "x.png")
+    (folder / "twice").mkdir()
+    for suffix in ("png", "bmp"):
+        Image.new("RGB", (40, 24)).save(folder / "twice" / f"x.{suffix}")
+    (folder / "file").write_text("")
+    net = EDSR(2, 1, 8)
+    dfsq.save(dfsq.quantize(net, [torch.rand(3, 9, 9)], progress=False), folder / "q.safetensors")
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+
+    def refused(images, *options, out="out"):
+        return error(capsys, "compare", images, "--out", out, *options)
+
+    assert "unknown data set 'gone'" in refused("gone")
+    assert "empty holds no image (.png, " in refused("empty")
+    message = "x has an LR image of 15x7 pixels; 8x8 at least are needed"
+    assert message in refused("small")
+    assert "two images are called x" in refused("twice")
+    assert "cannot write to file" in refused("good", out="file")
+    assert "limit must be at least 1, not 0" in refused("good", "--limit", "0")
+    assert "unknown model 'edsr'" in refused("good", "--model", "edsr")
+    assert "there is no file my.py" in refused("good", "--model", "my.py:build")
+    assert "unknown preset 'best'; there are float, " in refused("good", "--method", "best")
+    assert "one of 2, 3, 4, 5, 6, 7, 8, 32, not 9" in refused("good", "--bits", "9")
+    assert "quantize nothing" in refused("good", "--bits", "32")
+    assert "quantize nothing" in refused("good", "--method", "float")
+    message = "q.safetensors does not fit: layer 'body.0.body.0' has 64 to 64 channels"
+    assert message in refused("good", "--quantized", "q.safetensors")
+    assert "no such file: gone.safetensors" in refused("good", "--quantized", "gone.safetensors")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("layers", ["body", "all"])
+def test_layers(tiny, folder, layers):
+    arguments = ["--bits", "3", "--layers", layers, "--out", "q.safetensors"]
+    assert main(["quantize", *arguments]) == 0
+    table = dfsq.summary(dfsq.load("q.safetensors", tiny)).set_index("layer")
+    body = table.index.str.startswith("body.0")
+    assert set(table[body].weight_bits) | set(table[body].act_bits) == {3}
+    assert (~body).any() == (layers == "all")
+    assert set(table[~body].weight_bits) | set(table[~body].act_bits) <= {8}
+
+
 def test_run(folder, capsys):
     notebook = nbformat.v4.new_notebook()
     parameters = nbformat.v4.new_code_cell("bits: int = 4  # width of a code")
@@ -155,3 +227,39 @@ def test_bench_resumes(photo, folder, capsys, monkeypatch):
     monkeypatch.setattr("dfsq.study.benchmark.evaluate", None)  # nothing is computed again
     assert main(arguments) == 0
     assert (folder / "results" / "results.csv").read_text() == before
+
+
+def test_bench_takes_a_method_of_the_users(tiny, photo, folder, capsys):
+    """Its rows are keyed by the file's content."""
+    method = folder / "mine.py"
+    source = """
+import copy
+
+def quantize(model, images, bits, seed):
+    assert images[0].shape == (96, 96, 3)
+    made = copy.deepcopy(model)
+    made.body[0].body[0].weight.data *= 1 - FACTOR * bits - seed
+    return made
+"""
+    arguments = ["bench", "--datasets", ".", "--methods", "mine.py:quantize", "float", "--out", "r"]
+
+    def rows(factor, *options):
+        method.write_text(source.replace("FACTOR", str(factor)))
+        assert main([*arguments, "--bits", "4", *options]) == 0
+        table = pd.read_csv("r/results.csv").set_index("config_digest", drop=False)
+        return table[table.method == "mine.py:quantize"]
+
+    assert len(rows(0)) == 1
+    same = pd.read_csv("r/results.csv").set_index("method").psnr
+    assert same["mine.py:quantize"] == same["float"]
+    assert len(rows(0)) == 1
+    assert len(rows(0.1)) == 2
+    assert len(rows(0.1)) == 2
+    table = rows(0.1, "--seeds", "0", "1")
+    assert len(table) == 3
+    assert table.config_digest.nunique() == 2
+    assert table.psnr.nunique() == 3
+    method.write_text("def quantize(model, images, bits, seed):\n    return 4")
+    assert "mine.py:quantize must return a network (nn.Module), not int" in error(
+        capsys, *arguments
+    )

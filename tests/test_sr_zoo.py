@@ -1,9 +1,12 @@
 """Networks by name and from files, and what is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from dfsq.sr import zoo
 from dfsq.sr.datasets import load_dataset
@@ -219,3 +222,209 @@ def test_unknown_names(tmp_path):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="value_range goes with a file"):
         load_model("edsr-x2", value_range=255)
+
+
+# --- functions of the user's ---
+
+USERS = """
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from neighbour import SHARPNESS
+
+
+@dataclass
+class Options:
+    scale: int = 2
+
+
+class Sharpened(nn.Module):
+    def __init__(self, sharpness=SHARPNESS):
+        super().__init__()
+        self.scale = Options().scale
+        self.edges = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        weight = torch.zeros(3, 3, 3, 3)
+        weight[range(3), range(3)] = torch.tensor([[-1.0, -2, -1], [-2, 12, -2], [-1, -2, -1]])
+        self.edges.weight.data = sharpness * weight
+
+    def forward(self, x):
+        x = functional.interpolate(x, scale_factor=2, mode="bicubic")
+        return x + self.edges(x)
+
+
+def build():
+    return Sharpened()
+"""
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch):
+    """A function to write a file of a user's, beside a file that it imports."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    (tmp_path / "neighbour.py").write_text("SHARPNESS = 0.05")
+
+    def write(text, name="mine.py"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_network_of_the_users(users, image):
+    name = f"{users(USERS)}:build"
+    model = load_model(name)
+    assert (type(model).__name__, model.scale, model.training) == ("Sharpened", 2, False)
+    assert run(model, image).shape == (1, 3, 24, 20)
+    with pytest.raises(ValueError, match="value_range goes with a file of weights"):
+        load_model(name, value_range=255)
+
+
+def test_a_users_file_hides_no_module(users, monkeypatch):
+    users("raise RuntimeError('not meant')", "colorsys.py")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    load_model(f"{users(USERS)}:build")
+    import colorsys
+
+    assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("build = 3", r"mine\.py has no function 'build'"),
+        ("del build", r"mine\.py has no function 'build'"),
+        ("raise KeyError('x')", r"mine\.py does not run: KeyError: 'x'"),
+        ("(", r"mine\.py does not run: SyntaxError"),
+        ("import nothing_of_this_name", r"mine\.py does not run: ModuleNotFoundError"),
+        ("def build(x): pass", r"mine\.py:build fails: TypeError: build\(\) missing 1 required"),
+        ("def build(): return 3", r"mine\.py:build must return an nn\.Module, not int"),
+        ("def build(): return nn.Conv2d(3, 3, 3)", r"scale of 2, 3, 4 or 8, not None"),
+        ("Options = partial(Options, 5)", r"scale of 2, 3, 4 or 8, not 5"),
+        ("build = lambda: Sharpened(9)", r"gives .* dB .*, bicubic .* RGB in 0\.\.1"),
+        (
+            "Options = partial(Options, 4)",
+            r"makes an image of shape \(96, 96, 3\) of one of \(48, 48, 3\), .* \(192, 192, 3\)",
+        ),
+        (
+            "Sharpened.forward = lambda self, x: x.view(3)",
+            r"fails on an RGB image in 0\.\.1, a tensor of shape \(1, 3, 96, 96\): RuntimeError"
+        ),
+        ("def build():\n m = nn.Identity()\n m.scale = 2\n return m", r"has no nn\.Conv2d"),
+    ],
+)  # fmt: skip
+def test_networks_of_the_users_that_are_refused(users, added, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(f"{users(USERS + added)}:build")
+
+
+def test_a_users_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.py:build: there is no file .*gone\.py$"):
+        load_model(tmp_path / "gone.py:build")
+
+
+# --- SRResNet with the key names of DFSQ's authors ---
+
+
+def srresnet_state(scale, blocks=3, features=8):
+    """Random weights under the names of their file."""
+    generator = torch.Generator().manual_seed(0)
+
+    def conv(out, size, into=features):
+        return torch.randn(out, into, size, size, generator=generator) / (size * into**0.5)
+
+    def norm(name):
+        for part in ("weight", "running_var"):
+            state[f"{name}.{part}"] = 0.5 + torch.rand(features, generator=generator)
+        for part in ("bias", "running_mean"):
+            state[f"{name}.{part}"] = torch.randn(features, generator=generator)
+        state[f"{name}.num_batches_tracked"] = torch.tensor(1000)
+
+    state = {"conv_input.weight": conv(features, 9, 3), "relu.weight": torch.tensor([0.2])}
+    for i in range(blocks):
+        for n in (1, 2):
+            state[f"residual.{i}.conv{n}.weight"] = conv(features, 3)
+            norm(f"residual.{i}.in{n}")
+        state[f"residual.{i}.relu.weight"] = torch.tensor([0.1 * i])
+    state["conv_mid.weight"] = conv(features, 3)
+    norm("bn_mid")
+    for n in range(scale // 2):
+        state[f"upscale.{3 * n}.weight"] = conv(4 * features, 3)
+        state[f"upscale.{3 * n + 2}.weight"] = torch.tensor([0.3])
+    state["conv_output.weight"] = conv(3, 9)
+    return state
+
+
+def literal_srresnet(state, x, scale, blocks):
+    """Their network, written with functions; RGB 0..255."""
+
+    def conv(x, name):
+        weight = state[f"{name}.weight"]
+        return functional.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    def norm(x, name):
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return functional.batch_norm(x, *(state[f"{name}.{part}"] for part in parts))
+
+    def prelu(x, name):
+        return torch.where(x > 0, x, state[f"{name}.weight"] * x)
+
+    head = x = prelu(conv(x, "conv_input"), "relu")
+    for block in (f"residual.{i}" for i in range(blocks)):
+        y = prelu(norm(conv(x, f"{block}.conv1"), f"{block}.in1"), f"{block}.relu")
+        x = x + norm(conv(y, f"{block}.conv2"), f"{block}.in2")
+    x = head + norm(conv(x, "conv_mid"), "bn_mid")
+    for n in range(scale // 2):
+        x = functional.pixel_shuffle(conv(x, f"upscale.{3 * n}"), 2)
+        x = prelu(x, f"upscale.{3 * n + 2}")
+    return conv(x, "conv_output")
+
+
+@pytest.mark.parametrize(("scale", "blocks"), [(2, 3), (4, 16)])
+@pytest.mark.parametrize("value_range", [None, 1])
+def test_srresnet_of_the_authors(scale, blocks, value_range, image):
+    state = srresnet_state(scale, blocks)
+    model = zoo.from_state(state, value_range)
+    value_range = value_range or 255
+    assert (model.scale, len(model.blocks), model.value_range) == (scale, blocks, value_range)
+    expected = literal_srresnet(state, value_range * image, scale, blocks) / value_range
+    torch.testing.assert_close(run(model, image), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"residual.1.conv2.weight": torch.zeros(8, 8, 5, 5)}, r"size mismatch.*blocks\.1\.conv2"),
+        ({"upscale.0.weight": torch.zeros(72, 8, 3, 3)}, r"size mismatch.*upsampler\.0"),
+        ({"residual.1.in2.bias": None}, r"Missing key.*blocks\.1\.bn2\.bias"),
+        ({"relu.weight": None}, r"'head\.1\.weight' is missing"),
+        ({"residual.0.in3.weight": torch.zeros(8)}, r"Unexpected key.*blocks\.0\.in3\.weight"),
+    ],
+)
+def test_weights_that_are_not_the_authors_srresnet(changed, message):
+    state = srresnet_state(2) | changed
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        zoo.from_state({key: value for key, value in state.items() if value is not None})
+
+
+def test_a_checkpoint_of_training(tmp_path, embedded, image):
+    checkpoint = {"epoch": 3, "state_dict": official(embedded), "optimizer": {"lr": 0.1}}
+    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
+    model = load_model(tmp_path / "model_best.pth.tar")
+    torch.testing.assert_close(run(model, image), run(embedded, image), rtol=0, atol=1e-5)
+
+
+def test_an_untrained_srresnet_is_refused(tmp_path):
+    torch.save({"state_dict": srresnet_state(2)}, tmp_path / "model.pth.tar")
+    with pytest.raises(ValueError, match=r"value_range=255 gives .* these weights do not fit"):
+        load_model(tmp_path / "model.pth.tar")
+
+
+@pytest.mark.parametrize("key", ["fea_conv.weight", "block_1.esa.conv1.weight"])
+def test_a_part_of_the_weights(key):
+    with pytest.raises(ValueError, match=r"not whole: 'upsampler\.0\.weight' is missing"):
+        zoo.from_state({key: torch.zeros(1)})

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,10 @@ def load_model(name, *, value_range=None):
     Parameters
     ----------
     name : str or path
-        A name of :func:`model_names`, or a file of weights with the key names of EDSR-PyTorch
-        (EDSR of any depth, width and scale; RDN), IMDN or RLFN (``.pt``, ``.pth`` or
-        ``.safetensors``).
+        A name of :func:`model_names`; a file of weights (``.pt``, ``.pth`` or ``.safetensors``)
+        with the key names of EDSR-PyTorch (EDSR of any depth, width and scale; RDN), IMDN, RLFN,
+        or the SRResNet of DFSQ's authors; or a function of the user's that returns a network,
+        ``FILE.py:NAME``, see :func:`user_function`.
     value_range : float, optional
         For a file: the range of the RGB values that its weights expect, 255 or 1; by default that
         of the official files, 1 for IMDN and 255 for the others.
@@ -64,8 +66,9 @@ def load_model(name, *, value_range=None):
     FileNotFoundError
         If the weights of a known network are neither here nor can be downloaded.
     ValueError
-        For an unknown name, a damaged file, or weights that do not beat bicubic upscaling on an
-        embedded photograph, or do better there with another `value_range`.
+        For an unknown name, a damaged file, a function that does not return a network, weights
+        that do not beat bicubic upscaling on an embedded photograph, or a file's that do better
+        there with another `value_range`.
     """
     if name in ENTRIES:
         if value_range is not None:
@@ -86,12 +89,12 @@ def load_model(name, *, value_range=None):
     if not path.is_file():
         raise ValueError(
             f"unknown model {str(name)!r}; there are {', '.join(model_names())}, "
-            "or give a file of weights"
+            "or give a file of weights, or FILE.py:FUNCTION"
         )
     if value_range is not None and not 0 < value_range < float("inf"):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
     model = from_state(read_weights(path), value_range).eval()
-    _check_beats_bicubic(model, path)
+    _check_beats_bicubic(model, path, model.value_range)
     return model
 
 
@@ -101,14 +104,15 @@ def is_user_function(name):
 
 
 def user_function(name):
-    """A function in a Python file of the user's.
+    """A function in a Python file of the user's, which may import its neighbours.
 
     Parameters
     ----------
     name : str
         ``FILE.py:NAME``. As a network, the function takes nothing and returns an ``nn.Module``
         for RGB 0..1 in and out, with an attribute ``scale`` and, if only some of its
-        convolutions are to be quantized, their name patterns as ``body_layers``.
+        convolutions are to be quantized, their name patterns as ``body_layers``. For a method
+        see :class:`dfsq.study.benchmark.Cell`.
 
     Raises
     ------
@@ -118,8 +122,12 @@ def user_function(name):
     path, _, function = str(name).rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"{name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that no file of the user's hides a module of others
+    spec = importlib.util.spec_from_file_location(f"dfsq_user_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -132,7 +140,11 @@ def user_function(name):
 
 def _user_model(name):
     """The network of a user's function, checked."""
-    model = user_function(name)()
+    function = user_function(name)
+    try:
+        model = function()
+    except Exception as error:
+        raise ValueError(f"{name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{name} must return an nn.Module, not {type(model).__name__}")
     if getattr(model, "scale", None) not in (2, 3, 4, 8):
@@ -140,6 +152,8 @@ def _user_model(name):
             f"the network of {name} must have an attribute scale of 2, 3, 4 or 8, "
             f"not {getattr(model, 'scale', None)!r}"
         )
+    if not any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
+        raise ValueError(f"the network of {name} has no nn.Conv2d, so there is nothing to quantize")
     _check_beats_bicubic(model.eval(), name)
     return model
 
@@ -166,7 +180,10 @@ def read_weights(path):
         raise ValueError(
             f"{path} is damaged, cut short, or no file of weights; fetch it again"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # of a checkpoint of training
+    tensors = isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
+    if not tensors or not state:
         raise ValueError(f"{path} holds no state dict (names with tensors)")
     for key, value in state.items():
         if not torch.isfinite(value).all():
@@ -175,7 +192,7 @@ def read_weights(path):
 
 
 def from_state(state, value_range=None):
-    """The network that a state dict shows, by its key names: EDSR, RDN, IMDN or RLFN."""
+    """The network that a state dict shows, by its key names: EDSR, RDN, IMDN, RLFN or SRResNet."""
     build = edsr_from_state
     if any(key.startswith("RDBs.") for key in state):
         build = rdn_from_state
@@ -183,7 +200,12 @@ def from_state(state, value_range=None):
         build = imdn_from_state
     elif "block_1.esa.conv1.weight" in state:
         build = rlfn_from_state
-    return build(state) if value_range is None else build(state, value_range)
+    elif "conv_input.weight" in state:
+        build = srresnet_from_state
+    try:
+        return build(state) if value_range is None else build(state, value_range)
+    except KeyError as error:
+        raise ValueError(f"these weights are not whole: {error} is missing") from None
 
 
 def _loaded(model, state):
@@ -218,6 +240,40 @@ def rdn_from_state(state, value_range=255.0):
     if scale == 3 and state["UPNet.0.weight"].shape[0] == 4 * growth:
         scale = 2
     return _loaded(RDN(scale, blocks, layers, growth, features, value_range), state)
+
+
+def srresnet_from_state(state, value_range=255.0):
+    """An SRResNet of the size that a state dict with the key names of DFSQ's authors shows.
+
+    Theirs has no bias outside batch normalization and one slope for all channels of a PReLU, and
+    subtracts no mean (``model/bnsrresnet_org.py`` of their DDTB, which DFSQ's code shares).
+    """
+    parts = {
+        "conv_input": "head.0",
+        "relu": "head.1",
+        "residual": "blocks",
+        "conv_mid": "merge.0",
+        "bn_mid": "merge.1",
+        "upscale": "upsampler",
+        "conv_output": "tail",
+    }
+    layers = {"relu": "prelu", "in1": "bn1", "in2": "bn2"}
+    features = state["conv_input.weight"].shape[0]
+    renamed = {}
+    for key, value in state.items():
+        part, *rest = key.split(".")
+        if part == "residual":
+            rest[1] = layers.get(rest[1], rest[1])
+        renamed[".".join((parts.get(part, part), *rest))] = value
+    blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("residual."))
+    scale = 4 if "upscale.3.weight" in state else 2
+    model = SRResNet(scale, blocks, features, signed_output=False, value_range=value_range)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.PReLU) and renamed[f"{name}.weight"].numel() == 1:
+            renamed[f"{name}.weight"] = renamed[f"{name}.weight"].expand(features)
+        if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+            renamed.setdefault(f"{name}.bias", torch.zeros(module.out_channels))
+    return _loaded(model, renamed)
 
 
 def edsr_from_mxnet(state):
@@ -339,20 +395,28 @@ def model_names():
 
 
 @torch.no_grad()
-def _check_beats_bicubic(model, path):
-    """Refuse weights that do not beat bicubic, or do better under the other common range.
+def _check_beats_bicubic(model, path, value_range=None):
+    """Refuse a network that does not beat bicubic, or does better under the other common range.
 
-    The latter is no small print: EDSR is nearly homogeneous, so weights for 0..1 that are
-    loaded for 0..255 lose 2 dB, and still beat bicubic.
+    The latter, checked if a range is given, is no small print: EDSR is nearly homogeneous, so
+    weights for 0..1 that are loaded for 0..255 lose 2 dB, and still beat bicubic.
     """
     hr = crop_to_multiple(photograph("coffee")[100:292, 200:392], model.scale)
     lr = imresize(hr, 1 / model.scale)
     bicubic = psnr_y(imresize(lr, model.scale), hr, model.scale)
-    given = getattr(model, "value_range", None)
-    if given is None:
-        result = to_image(model(to_tensor(lr)))
+    if value_range is None:
+        try:
+            result = to_image(model(to_tensor(lr)))
+        except Exception as error:
+            raise ValueError(
+                f"the network of {path} fails on an RGB image in 0..1, a tensor of shape "
+                f"{tuple(to_tensor(lr).shape)}: {type(error).__name__}: {error}"
+            ) from error
         if result.shape != hr.shape:
-            raise ValueError(f"{path} gives an image of {result.shape}, not {hr.shape}")
+            raise ValueError(
+                f"{path} makes an image of shape {result.shape} of one of {lr.shape}, "
+                f"with scale {model.scale} it must be {hr.shape}"
+            )
         psnr = psnr_y(result, hr, model.scale)
         if not psnr > bicubic:
             raise ValueError(
@@ -360,15 +424,15 @@ def _check_beats_bicubic(model, path):
                 "takes and returns RGB in 0..1"
             )
         return
-    other = 1.0 if given == 255 else 255.0
+    other = 1.0 if value_range == 255 else 255.0
     psnr = {}
-    for model.value_range in (other, given):
+    for model.value_range in (other, value_range):
         psnr[model.value_range] = psnr_y(to_image(model(to_tensor(lr))), hr, model.scale)
-    if not psnr[given] > max(bicubic, psnr[other]):
-        fits = psnr[other] > max(bicubic, psnr[given])
+    if not psnr[value_range] > max(bicubic, psnr[other]):
+        fits = psnr[other] > max(bicubic, psnr[value_range])
         advice = f"give value_range={other:g}" if fits else "they are not trained for this network"
         raise ValueError(
-            f"{path} with value_range={given:g} gives {psnr[given]:.2f} dB on a photograph, with "
-            f"{other:g} {psnr[other]:.2f} dB, bicubic {bicubic:.2f} dB: these weights do not fit; "
-            f"{advice}"
+            f"{path} with value_range={value_range:g} gives {psnr[value_range]:.2f} dB on a "
+            f"photograph, with {other:g} {psnr[other]:.2f} dB, bicubic {bicubic:.2f} dB: these "
+            f"weights do not fit; {advice}"
         )

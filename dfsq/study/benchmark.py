@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .. import sr
 from ..calibration import Calibration, calibrate, needs_inputs
-from ..config import Config, with_all_layers
+from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
@@ -138,7 +138,7 @@ def evaluate(model, pairs, on_image=None):
     pandas.DataFrame
         A row an image: ``image``, ``psnr`` in dB, ``ssim``.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     rows = []
     for pair in pairs:
         result = upscale(model, pair.lr)
@@ -154,7 +154,7 @@ def evaluate(model, pairs, on_image=None):
     return pd.DataFrame(rows)
 
 
-def _keep_freed_memory():
+def keep_freed_memory():
     """Tell glibc not to hand large blocks back to the system after each use.
 
     Every feature map would otherwise be mapped and zeroed anew by the kernel, which takes as long
@@ -190,6 +190,32 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
         if cell not in cells:
             cells.append(cell)
     return cells
+
+
+def standard_grid():
+    """The cells of the project's tables on the benchmark sets, the most wanted first.
+
+    Returns
+    -------
+    list of Cell
+    """
+    sets, core = BENCHMARK_SETS, ["dfsq", "dfsq-points", "uniform-minmax"]
+    few = [("Set5", None), ("Set14", None), ("Urban100", 20)]
+    presets = [name for name in PRESETS if name != "float"]
+    one_sided = ["dfsq-w", "dfsq-subset-w", "dfsq-a", "dfsq-points-a", "uniform-minmax-a", "free-a"]
+    fours = ["srresnet-8-x4", "imdn-x4", "imdn-x2"]
+    cells = grid(["edsr-8-x2"], sets, ["float", "bicubic", *core], [4, 3, 2, 6, 8])
+    cells += grid(["edsr-8-x2"], sets, [*presets, *one_sided], [4])
+    cells += grid(["edsr-x2"], sets, ["float", "bicubic", *core], [4])
+    cells += grid(fours, sets, ["float", "bicubic", *core], [4, 3, 6, 8])
+    for name, limit in few:
+        cells += grid(["edsr-8-x2"], [name], ["float"], [32], limit=limit)
+        cells += grid(["edsr-8-x2"], [name], ["dfsq"], [4], range(5), limit)
+        for draw in range(5):
+            cells += grid(["edsr-8-x2"], [name], ["dfsq-points"], [4], limit=limit, draw=draw)
+    cells += grid(["edsr-8-x2"], sets, core, [4], layers="all")
+    cells += grid(["edsr-x2"], sets, core, [3, 2, 6, 8])
+    return list(dict.fromkeys(cells))
 
 
 class Store:
@@ -286,6 +312,11 @@ def config_digest(config):
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
+def _file_digest(function):
+    """Digest of the file of a user's function."""
+    return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
 class Bench:
     """Computes cells, sharing networks, data sets and calibrations between them.
 
@@ -368,7 +399,12 @@ class Bench:
 
     def _quantize(self, cell, model):
         if is_user_function(cell.method):
-            made = user_function(cell.method)(model, self.crop_images(cell), cell.bits, cell.seed)
+            try:
+                function = user_function(cell.method)
+                made = function(model, self.crop_images(cell), cell.bits, cell.seed)
+            except Exception as error:
+                message = f"{cell.method} failed: {type(error).__name__}: {error}"
+                raise ValueError(message) from error
             if not isinstance(made, torch.nn.Module):
                 kind = type(made).__name__
                 raise ValueError(f"{cell.method} must return a network (nn.Module), not {kind}")
@@ -385,6 +421,12 @@ class Bench:
         """All that determines the numbers of a cell."""
         model = self.model(cell.model)
         pairs = self.dataset(cell.dataset, model.scale, cell.limit)
+
+        def weights_digest(model):
+            if is_user_function(cell.model):  # what its forward does is in the file
+                return float_digest(model)[:8] + _file_digest(cell.model)[:8]
+            return float_digest(model)
+
         calibration = config = ""
         if not cell.plain:
             crops = self._digest(
@@ -393,8 +435,7 @@ class Bench:
             )
             calibration = crops[:16]
             if is_user_function(cell.method):
-                source = Path(cell.method.rpartition(":")[0]).read_bytes()
-                config = hashlib.sha256(source).hexdigest()[:16]
+                config = _file_digest(cell.method)[:16]
             else:
                 config = config_digest(self.config(cell))[:16]
         return {
@@ -407,7 +448,7 @@ class Bench:
             "seed": cell.seed,
             "calibration": "" if cell.plain else cell.calibration,
             "draw": cell.draw,
-            "weights_digest": self._digest(("w", cell.model), lambda: float_digest(model))[:16],
+            "weights_digest": self._digest(("w", cell.model), lambda: weights_digest(model))[:16],
             "pixel_digest": self._digest(
                 ("pixels", cell.dataset, model.scale, cell.limit), lambda: pixel_digest(pairs)
             )[:16],

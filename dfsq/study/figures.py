@@ -7,6 +7,7 @@ one colour a method wherever it appears, units and the better direction on every
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FixedLocator,
@@ -314,6 +315,80 @@ def psnr_by_bits(table, float_psnr, bicubic_psnr=None):
     return figure
 
 
+def losses_by_bits(table):
+    """Loss against float by bits, a panel a data set, a line a method, with intervals.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``dataset``, ``method``, ``bits``, ``loss``, ``low`` and ``high`` in dB; panels
+        and lines in the order of the rows.
+    """
+    datasets, methods = list(table.dataset.unique()), list(table.method.unique())
+    columns = min(2, len(datasets))
+    rows = -(-len(datasets) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False, sharex=True, sharey=True
+    )
+    for axis, dataset in zip(axes.flat, datasets, strict=False):
+        for method in methods:
+            part = table[(table.dataset == dataset) & (table.method == method)].sort_values("bits")
+            axis.fill_between(part.bits, part.low, part.high, color=color(method), alpha=0.15, lw=0)
+            axis.plot(
+                part.bits, part.loss, marker=MARKERS.get(method, "o"), color=color(method),
+                label=method,
+            )  # fmt: skip
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_title(dataset)
+        _bits_axis(axis, table.bits)
+    for axis in axes.flat[len(datasets) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("loss against float, dB\n(lower is better)")
+    axes.flat[0].legend(fontsize=10)
+    return figure
+
+
+def losses_by_method(table):
+    """Loss against float of several methods, a panel a data set, with intervals.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``dataset``, ``method``, ``loss``, ``low`` and ``high`` in dB, drawn from top to
+        bottom in the order of the rows.
+    """
+    datasets, methods = list(table.dataset.unique()), list(table.method.unique())
+    columns = min(2, len(datasets))
+    rows = -(-len(datasets) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5 * columns, (1 + 0.3 * len(methods)) * rows),
+        squeeze=False, sharey=True, sharex=True,
+    )  # fmt: skip
+    for axis, dataset in zip(axes.flat, datasets, strict=False):
+        part = table[table.dataset == dataset].set_index("method")
+        for place, method in enumerate(reversed(methods)):
+            if method in part.index:
+                row = part.loc[method]
+                shade = color(method.removesuffix("-w").removesuffix("-a"))
+                axis.plot([row.low, row.high], [place, place], color=shade, lw=2, alpha=0.5)
+                axis.plot(row.loss, place, MARKERS.get(method, "o"), color=shade, ms=7)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_yticks(range(len(methods)), list(reversed(methods)))
+        axis.set_title(dataset)
+    for axis in axes.flat[len(datasets) :]:
+        axis.set_axis_off()
+    for axis in axes[-1]:
+        axis.set_xlabel("loss against float, dB (lower is better)")
+    return figure
+
+
 def training_curve(log):
     """Loss and validation PSNR of a training log (columns as `dfsq.study.training` writes)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
@@ -323,4 +398,41 @@ def training_curve(log):
     right.set_ylabel("validation PSNR-Y, dB (higher is better)")
     for axis in (left, right):
         axis.set_xlabel("step")
+    return figure
+
+
+def comparison(images, box):
+    """A photograph with a box, the box's content in several images, and how the last two differ.
+
+    Parameters
+    ----------
+    images : dict of str to uint8 array, shape (H, W, 3)
+        Titles, with PSNR of the whole image, and images; the first is shown whole, with the box.
+    box : (x, y, size)
+        In pixels.
+    """
+    x, y, size = box
+    whole, *_, a, b = images.values()
+    height, width = whole.shape[:2]
+    side, aspect = 2.3, min(max(width / height, 0.6), 2.2)  # inches a crop; a panorama is shrunk
+    ratios = [aspect] + [1] * (len(images) + 1)
+    # Not by pyplot: no window, and nothing to close after hundreds of them.
+    size_in_inches = side * sum(ratios) + 1, side + 0.65
+    figure = Figure(figsize=size_in_inches, dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios)
+    for axis in axes:
+        axis.set_axis_off()
+    axes[0].imshow(whole)
+    axes[0].set_title(f"{width}×{height} pixels\n(dB: of the whole)", fontsize=11)
+    for edge, line in (("white", 3), (RED, 1.6)):
+        corner = x - 0.5, y - 0.5  # pixels are drawn around their coordinates
+        axes[0].add_patch(Rectangle(corner, size, size, fill=False, ec=edge, lw=line))
+    inside = slice(y, y + size), slice(x, x + size)
+    for axis, (title, image) in zip(axes[1:-1], images.items(), strict=True):
+        axis.imshow(image[inside], interpolation="nearest")
+        axis.set_title(title, fontsize=11)
+    difference = np.abs(a[inside].astype(float) - b[inside]).mean(axis=2)
+    shown = axes[-1].imshow(difference, cmap="magma_r", vmin=0, vmax=max(difference.max(), 1))
+    axes[-1].set_title("difference of\nthe last two", fontsize=11)
+    figure.colorbar(shown, cax=axes[-1].inset_axes([1.04, 0, 0.06, 1]), label="grey levels")
     return figure

@@ -20,24 +20,28 @@ class Block(nn.Module):
 
 
 class SRResNet(nn.Module):
-    """SRResNet; output in -1..1 internally, 0..1 outside.
+    """SRResNet; RGB 0..1 in and out, whatever the weights expect.
 
     Parameters
     ----------
     scale : {2, 4}
     blocks, features : int
     signed_output : bool
-        Whether the weights end in -1..1, as those of the MXNet zoo, or in 0..1.
+        Whether the weights end in -1..1, as those of the MXNet zoo, or in the range of their input.
+    value_range : float
+        The weights take RGB in ``0..value_range``: 1 for the MXNet zoo, 255 for those of DFSQ's
+        authors.
     """
 
     body_layers = ("blocks.*.conv*",)
 
-    def __init__(self, scale=4, blocks=16, features=64, signed_output=True):
+    def __init__(self, scale=4, blocks=16, features=64, signed_output=True, value_range=1.0):
         super().__init__()
         if scale not in (2, 4):
             raise ValueError(f"scale must be 2 or 4, not {scale!r}")
         self.scale = scale
         self.signed_output = signed_output
+        self.value_range = value_range
         self.head = nn.Sequential(nn.Conv2d(3, features, 9, padding=4), nn.PReLU(features))
         self.blocks = nn.Sequential(*(Block(features) for _ in range(blocks)))
         self.merge = nn.Sequential(
@@ -55,7 +59,7 @@ class SRResNet(nn.Module):
         self.tail = nn.Conv2d(features, 3, 9, padding=4)
 
     def forward(self, x):
-        x = self.head(x)
+        x = self.head(x * self.value_range)
         x = x + self.merge(self.blocks(x))
         x = self.tail(self.upsampler(x))
-        return (x + 1) / 2 if self.signed_output else x
+        return (x + 1) / 2 if self.signed_output else x / self.value_range

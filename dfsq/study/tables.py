@@ -1,0 +1,191 @@
+"""Tables of results as a reader wants them: losses with intervals, the best of a group marked."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from ..sr.datasets import BENCHMARK_SETS
+from ..sr.fetch import files_of
+from .benchmark import METHOD_VERSION, PROTOCOL_VERSION, standard_grid
+
+PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
+
+
+def published():
+    """Published values, each with its protocol and source; none of them measured here.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a method, network and source; a column a data set with the PSNR-Y in dB.
+    """
+    table = pd.read_csv(PAPER_FILE, keep_default_na=False)
+    by = [c for c in table.columns if c not in ("dataset", "psnr")]
+    wide = table.pivot(index=by, columns="dataset", values="psnr")[list(BENCHMARK_SETS)]
+    order = table[by].drop_duplicates()
+    return wide.loc[pd.MultiIndex.from_frame(order)].reset_index().rename_axis(columns=None)
+
+
+def whole_sets(results):
+    """Rows of the current versions on whole benchmark sets, with the default seed and draw.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Of a :class:`dfsq.study.benchmark.Store`.
+
+    Raises
+    ------
+    ValueError
+        If two rows of a cell stand, of other weights or images: one of them is stale.
+    """
+    sizes = {name: len(files_of(name)) for name in BENCHMARK_SETS}
+    rows = results[
+        (results.images == results.dataset.map(sizes))
+        & (results.seed == 0)
+        & (results.draw == 0)
+        & (results.method_version == METHOD_VERSION)
+        & (results.protocol_version == PROTOCOL_VERSION)
+    ]
+    cell = ["model", "dataset", "layers", "method", "bits"]
+    twice = rows[rows.duplicated(cell, keep=False)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ValueError(
+            f"two rows of {row.model}, {row.dataset}, {row.method}, {row.bits} bits stand; "
+            "remove the one of older weights or images"
+        )
+    return rows
+
+
+def absent(results):
+    """What of the standard grid the results do not hold yet, by name.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a network, choice of layers and method; ``bits`` and ``dataset`` list what is
+        missing.
+    """
+    current = results[
+        (results.method_version == METHOD_VERSION) & (results.protocol_version == PROTOCOL_VERSION)
+    ]
+    sizes = {name: len(files_of(name)) for name in BENCHMARK_SETS}
+    names = ["model", "layers", "method", "bits", "seed", "draw", "dataset", "images"]
+    held = set(current[names].itertuples(index=False, name=None))
+    missing = [
+        cell
+        for cell in standard_grid()
+        if (*(getattr(cell, n) for n in names[:-1]), cell.limit or sizes[cell.dataset]) not in held
+    ]
+    table = pd.DataFrame(
+        [{n: getattr(c, n) for n in names[:-1]} for c in missing], columns=names[:-1]
+    )
+
+    def listed(values):
+        return ", ".join(map(str, dict.fromkeys(values)))
+
+    grouped = table.groupby(["model", "layers", "method"], sort=False)
+    return grouped.agg({"bits": listed, "dataset": listed}).reset_index()
+
+
+def losses(rows, images):
+    """Loss against float of each row, in dB, with a paired bootstrap interval over images.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Rows of results; the ``float`` row of each network and data set must be among them.
+    images : pandas.DataFrame
+        The per-image values of the store.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `rows` but for float and bicubic, with columns ``loss``, ``low`` and ``high``: the mean
+        of the images' differences, and the interval that holds 95% of the means over images
+        drawn anew, network and method being compared on the same images.
+    """
+    psnr = {name: part.set_index("image").psnr for name, part in images.groupby("id")}
+    full = rows[rows.method == "float"].set_index(["model", "dataset"]).id
+    found = []
+    for row in rows[~rows.method.isin(["float", "bicubic"])].to_dict("records"):
+        difference = psnr[full[row["model"], row["dataset"]]] - psnr[row["id"]]
+        low, high = interval(difference.to_numpy())
+        found.append(row | {"loss": difference.mean(), "low": low, "high": high})
+    return pd.DataFrame(found, columns=[*rows.columns, "loss", "low", "high"])
+
+
+def interval(values, level=0.95):
+    """Bootstrap percentile interval of a mean.
+
+    Parameters
+    ----------
+    values : float array, shape (n,)
+        Two at least, or the interval is the value itself.
+
+    Returns
+    -------
+    low, high : float
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError("an interval needs values, all of them finite")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    result = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(result.low), float(result.high)
+
+
+def by_dataset(rows, value, form, methods):
+    """A table with a row a width and method, a column a data set, the best of each marked.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        With columns ``dataset``, ``method``, ``bits`` and those that `form` names.
+    value : str
+        Column that ranks: the highest ``psnr`` is best, the lowest of any other.
+    form : str
+        Format of a cell, such as ``"{psnr:.2f} / {ssim:.4f}"``.
+    methods : sequence of str
+        In the order in which they are shown; ``float``, ``bicubic`` and ``free`` take no part in
+        the ranking: a ceiling is no rival.
+
+    Returns
+    -------
+    pandas.io.formats.style.Styler
+        The best of each width and data set is bold, the second best underlined.
+    """
+    order = {method: i for i, method in enumerate(methods)}
+    shown = rows[rows.method.isin(order)].copy()
+    shown["text"] = [form.format(**row) for row in shown.to_dict("records")]
+    shown["rank"] = (
+        shown.where(~shown.method.isin(["float", "bicubic", "free"]))
+        .groupby(["dataset", "bits"])[value]
+        .rank(ascending=value != "psnr", method="min")
+    )
+    datasets = [name for name in BENCHMARK_SETS if name in set(shown.dataset)]
+    datasets += sorted(set(shown.dataset) - set(datasets))
+    tables = {
+        name: shown.pivot(index=["bits", "method"], columns="dataset", values=name)
+        .reindex(columns=datasets)
+        .sort_index(key=lambda level: -level if level.name == "bits" else level.map(order))
+        for name in ("text", "rank")
+    }
+    text, rank = tables["text"], tables["rank"]
+    rivals = shown[shown["rank"].notna()].groupby("bits").method.nunique()
+    few = [bits for bits, _ in rank.index if rivals.get(bits, 0) < 3]
+    rank = rank.drop(index=few, level="bits").reindex(rank.index)  # of two, nothing is marked
+    styles = {1: "font-weight: bold", 2: "text-decoration: underline"}
+    marks = rank.apply(lambda column: column.map(lambda place: styles.get(place, "")))
+    text.columns.name = marks.columns.name = None
+    return text.style.format(na_rep="–").apply(lambda _: marks, axis=None)
