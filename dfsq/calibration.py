@@ -43,11 +43,14 @@ class LayerCalibration:
         Of the normalized input, by channel.
     inputs : list of paths
         The inputs themselves, one .npy file of shape (C, H, W) a call; empty if not kept.
+    values_seen : int
+        Number of values of a channel, whatever their weights in the histogram.
     """
 
     non_negative: bool
     histogram: Histogram
     inputs: list
+    values_seen: int
     _spill: _Spill | None = None
 
     def samples(self):
@@ -79,27 +82,35 @@ class Calibration:
         Whether the layers' inputs were spilled to disk.
     edges : array
         Cells of the histograms, see :func:`dfsq.histogram.edges_for`.
+    error_units : str
+        How the histograms' samples are weighted, see :class:`dfsq.Config`.
+    batches : list of tensors
+        The images themselves, for a pass over the quantized network.
     """
 
-    def __init__(self, layers, images, digest, edges, keeps_inputs=False):
+    def __init__(self, layers, batches, edges, keeps_inputs=False, error_units="normalized"):
         self.layers = layers
-        self.images = images
-        self.digest = digest
+        self.batches = batches
+        self.images = len(batches)
+        self.digest = digest_of(batches)
         self.edges = edges
         self.keeps_inputs = keeps_inputs
+        self.error_units = error_units
 
 
 class _Observer:
     """A forward pre-hook that remembers a layer's input."""
 
-    def __init__(self, name, non_negative, edges, spill):
+    def __init__(self, name, non_negative, edges, spill, error_units):
         self.name = name
+        self.error_units = error_units
         self.stated = non_negative is not None
         self.non_negative = non_negative
         self.violated = False
         self.edges = edges
         self.spill = spill
         self.histogram = None
+        self.values_seen = 0
         self.inputs = []
 
     def __call__(self, module, arguments):
@@ -118,7 +129,15 @@ class _Observer:
             return
         if self.histogram is None:
             self.histogram = Histogram(x.shape[1], self.edges)
-        self.histogram.add(center_max(x, self.non_negative)[0])
+        self.values_seen += x[:, 0].numel()
+        if self.error_units == "normalized":
+            self.histogram.add(center_max(x, self.non_negative)[0])
+        else:
+            for image in x.split(1):
+                z, _, scale = center_max(image, self.non_negative)
+                own = Histogram(x.shape[1], self.edges)
+                own.add(z)
+                self.histogram.merge(own, scale.flatten().double().cpu().numpy() ** 2)
         if self.spill is not None:
             for image in x.cpu().contiguous().numpy():
                 path = self.spill.path / f"{self.name}-{len(self.inputs)}.npy"
@@ -253,7 +272,10 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     flags, result = {name: stated(name) for name in modules}, {}
     try:
         while flags:
-            observers = {n: _Observer(n, flag, edges, spill) for n, flag in flags.items()}
+            observers = {
+                name: _Observer(name, flag, edges, spill, config.error_units)
+                for name, flag in flags.items()
+            }
             hooks = [modules[n].register_forward_pre_hook(o) for n, o in observers.items()]
             try:
                 bar = tqdm(batches, "calibrating", disable=not progress, unit="image")
@@ -269,7 +291,9 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
                     raise ValueError(
                         f"layer {name!r} was not run on the calibration images; exclude it"
                     )
-                result[name] = LayerCalibration(o.non_negative, o.histogram, o.inputs, spill)
+                result[name] = LayerCalibration(
+                    o.non_negative, o.histogram, o.inputs, o.values_seen, spill
+                )
     except BaseException:
         if spill is not None:
             spill.remove()
@@ -277,7 +301,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     finally:
         for module in training:
             module.training = True
-    return Calibration(result, len(batches), digest_of(batches), edges, keep_inputs)
+    return Calibration(result, batches, edges, keep_inputs, config.error_units)
 
 
 def _forward(model, batch):

@@ -5,11 +5,11 @@ gives it, and ``w`` the float weights of an output channel. Weights ``v`` leave 
 
     E[(w x - v q)^2]  =  (v - t) H (v - t)'  +  what no weights can undo,
 
-with ``H = E[q q']``, ``C = E[x q']`` and the least-squares weights ``t = w C H^-1``. A layer with a
-bias takes the means out of all three and puts them into the bias, which is not quantized. The
-weights are then rounded to their levels one input after the other, each rounding error being made
-up for by the inputs still to come (GPTQ, Frantar et al. 2023, after OBQ), and at last each weight is
-moved to the level that is best given all others, until nothing moves.
+with ``H = E[q q']``, ``C = E[x q']`` and the least-squares weights ``t = w C H^-1``. Where the bias
+may be corrected, the means are taken out of all three and put into it; it is not quantized.
+The weights are then rounded to their levels one input after the other, each rounding error being
+made up for by the inputs still to come (GPTQ, Frantar et al. 2023, after OBQ), and at last each
+weight is moved to the level that is best given all others, until nothing moves.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from .selection import select_channels
 
 #: Scales of the weights' universal set that are tried, as shares of the largest magnitude.
 SCALES = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1)
+#: Damping of the least-squares weights, as shares of the Hessian's mean diagonal, that are tried.
+RIDGES = (1e-2, 1e-3, 1e-4, 1e-5)
 #: Patches of each calibration image that the statistics are taken from.
 PATCHES = 2048
 SWEEPS = 4
@@ -58,14 +60,15 @@ class Statistics:
             The input before and after the activation quantizer.
         generator : torch.Generator
         """
-        patches = None
+        places = None
         taken = []
         for values in (x, q):
-            found = self._patches(values)
-            if patches is None:
-                count = found.shape[2]
-                patches = torch.randperm(count, generator=generator)[:PATCHES].to(found.device)
-            taken.append(found[:, :, patches])
+            padded = self._padded(values)
+            if places is None:
+                places = self._places(padded, generator)
+            taken.append(
+                padded[0][:, places[0], places[1]].view(self.groups, -1, places[0].shape[1])
+            )
         a, b = taken
         self.second += (b @ b.transpose(1, 2)).double().cpu().numpy()
         self.cross += (a @ b.transpose(1, 2)).double().cpu().numpy()
@@ -73,13 +76,27 @@ class Statistics:
         self.after += b.double().sum(2).cpu().numpy()
         self.count += a.shape[2]
 
-    def _patches(self, x):
-        """Patches of each group, shape (groups, patch size, places)."""
+    def _padded(self, x):
         conv = self.conv
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        padded = functional.pad(x.detach().float(), conv._reversed_padding_repeated_twice, mode)
-        found = functional.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)
-        return found.view(self.groups, -1, found.shape[2])
+        return functional.pad(x.detach().float(), conv._reversed_padding_repeated_twice, mode)
+
+    def _places(self, padded, generator):
+        """Rows and columns of random patches in a padded map, each of shape (kH*kW, patches)."""
+        conv = self.conv
+        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        height, width = (
+            (n - r - 1) // s + 1
+            for n, r, s in zip(padded.shape[2:], reach, conv.stride, strict=True)
+        )
+        chosen = torch.randperm(height * width, generator=generator)[:PATCHES]
+        top, left = chosen // width * conv.stride[0], chosen % width * conv.stride[1]
+        down, right = (
+            d * torch.arange(k) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        )
+        rows = (top + down[:, None, None]).expand(-1, len(right), -1)
+        columns = (left + right[:, None]).expand(len(down), -1, -1)
+        return [index.reshape(-1, len(chosen)).to(padded.device) for index in (rows, columns)]
 
     def merged(self, other):
         """The statistics of both samples."""
@@ -88,11 +105,11 @@ class Statistics:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def moments(self, group):
-        """``H``, ``C`` and the means before and after, the latter zero without a bias."""
+    def moments(self, group, centred):
+        """``H`` and ``C``, with or without the means, and the means before and after."""
         second, cross = self.second[group] / self.count, self.cross[group] / self.count
         before, after = self.before[group] / self.count, self.after[group] / self.count
-        if self.conv.bias is None:
+        if not centred:
             return second, cross, np.zeros_like(before), np.zeros_like(after)
         return second - np.outer(after, after), cross - np.outer(before, after), before, after
 
@@ -116,7 +133,7 @@ class Compensated:
     bias: np.ndarray | None
 
 
-def compensate(conv, fit, check, *, levels=None, bits=None, universal=None, **options):
+def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **options):
     """Quantize a convolution's weights with regard to what its input's quantizer does.
 
     Parameters
@@ -128,29 +145,40 @@ def compensate(conv, fit, check, *, levels=None, bits=None, universal=None, **op
         only where it leaves less error on `check`.
     levels : array, shape (O, k), optional
         Fixed levels of each output channel; or else they are selected, exactly, from `universal`.
-    bits : int, optional
-        Width of the weights where levels are to be selected; None leaves the weights in float.
+    points : int array, shape (O,), optional
+        Number of levels of each output channel where they are to be selected; None leaves the
+        weights in float.
     universal : array, optional
     **options
-        `least_squares`, `compensation`, `scale_search` (bool), `damping` (float) and `order`, see
-        :class:`dfsq.Config`.
+        `least_squares`, `compensation`, `scale_search`, `bias_correction`, `damping` and `order`,
+        see :class:`dfsq.Config`.
 
     Returns
     -------
     Compensated
     """
+    correct = options.pop("bias_correction") and conv.bias is not None
     weight = conv.weight.detach().double().cpu().numpy()
     flat = weight.reshape(conv.groups, len(weight) // conv.groups, -1)
     parts = []
     for group in range(conv.groups):
         rows = slice(group * flat.shape[1], (group + 1) * flat.shape[1])
         own = None if levels is None else np.asarray(levels, dtype=float)[rows]
-        parts.append(_group(flat[group], fit, check, group, own, bits, universal, **options))
+        parts.append(
+            _group(
+                flat[group],
+                *(part.moments(group, correct) for part in (fit, check, fit.merged(check))),
+                own,
+                None if points is None else np.asarray(points)[rows],
+                universal,
+                **options,
+            )
+        )
     new, codes, chosen, shift = (
         None if part[0] is None else np.concatenate(part) for part in zip(*parts, strict=True)
     )
     bias = None
-    if conv.bias is not None:
+    if correct:
         bias = conv.bias.detach().double().cpu().numpy() + shift
     return Compensated(
         new.reshape(weight.shape),
@@ -161,21 +189,21 @@ def compensate(conv, fit, check, *, levels=None, bits=None, universal=None, **op
 
 
 def _group(
-    w, fit, check, group, levels, bits, universal,
+    w, fit, check, whole, levels, points, universal,
     *, least_squares, compensation, scale_search, damping, order,
 ):  # fmt: skip
-    second, cross, _, _ = fit.moments(group)
-    judge = _Judge(w, *check.moments(group)[:2])
-    damped = _damped(second, damping)
-    target = w
-    if least_squares:
-        # the damping pulls towards the float weights, not towards zero
+    second, cross, _, _ = fit
+    judge = _Judge(w, *check[:2])
+    target, error = w, judge(w)
+    for ridge in RIDGES if least_squares else ():
+        # it pulls towards the float weights, not towards zero
+        damped = _damped(second, ridge)
         fitted = np.linalg.solve(damped, (w @ (cross + damped - second)).T).T
-        better = judge(fitted) < judge(w)
-        target = np.where(better[:, None], fitted, w)
-    whole = fit.merged(check)
-    second, _, before, after = whole.moments(group)
-    if levels is None and bits is None:
+        found = judge(fitted)
+        target = np.where((found < error)[:, None], fitted, target)
+        error = np.minimum(found, error)
+    second, _, before, after = whole
+    if levels is None and points is None:
         return target, None, None, _shift(w, target, before, after)
     damped = _damped(second, damping)
     if levels is not None:
@@ -183,7 +211,7 @@ def _group(
     else:
         importance = 1 / np.diag(np.linalg.inv(damped)) if compensation else np.diag(damped)
         scales = SCALES if scale_search else SCALES[:1]
-        candidates = [_select_levels(target, importance, bits, universal, s) for s in scales]
+        candidates = [_select_levels(target, importance, points, universal, s) for s in scales]
     round_all = _compensated_rounding(damped, order) if compensation else _plain_rounding
     best, error = candidates[0].copy(), np.full(len(w), np.inf)
     if len(candidates) > 1:
@@ -223,13 +251,21 @@ def _damped(second, damping):
     return second + np.diag(added)
 
 
-def _select_levels(target, importance, bits, universal, share):
-    """Levels of each row: the exact subset of the universal set under a scale."""
+def _select_levels(target, importance, points, universal, share):
+    """Levels of each row: the exact subset of the universal set under a scale.
+
+    Rows of fewer points than others end in infinity, which no weight is nearest to.
+    """
     scale = share * np.abs(target).max(axis=1, keepdims=True)
     scale[scale == 0] = 1
     z = np.clip(target / scale, -1, 1)
-    selections = select_channels(z, bits, "exact", universal, weights=importance)
-    return np.stack([s.points for s in selections]) * scale
+    levels = np.full((len(target), min(max(points), len(universal))), np.inf)
+    for k in np.unique(points):
+        rows = np.flatnonzero(points == k)
+        selections = select_channels(z[rows], k=k, universal=universal, weights=importance)
+        found = np.stack([s.points for s in selections])
+        levels[rows, : found.shape[1]] = found * scale[rows]
+    return levels
 
 
 def _nearest(values, levels):

@@ -13,6 +13,30 @@ NORMALIZATIONS = ("center-max", "minmax", "static-tensor", "static-channel")
 SELECTORS = ("exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free")
 STATIC_RANGES = ("minmax", "percentile", "mse")
 
+ERROR_UNITS = ("normalized", "output")
+ORDERS = ("diagonal", "given")
+
+#: What the released method does not have; off in all presets that do not name it.
+_RELEASED = {
+    "weights": "minmax",
+    "error_units": "normalized",
+    "least_squares": False,
+    "compensation": False,
+    "scale_search": False,
+    "bias_correction": False,
+    "budget": False,
+}
+
+_EXACT = {
+    "selector": "exact",
+    "weights": "subset",
+    "error_units": "output",
+    "least_squares": True,
+    "compensation": True,
+    "scale_search": True,
+    "bias_correction": True,
+}
+
 #: Presets by name; weights are MinMax unless the name says otherwise.
 PRESETS = {
     "float": {},
@@ -27,6 +51,8 @@ PRESETS = {
     "dfsq": {"selector": "kmeans"},
     "dfsq-points": {"selector": "exact"},
     "dfsq-subset": {"selector": "exact", "weights": "subset"},
+    "dfsq-exact": _EXACT,
+    "dfsq-budget": _EXACT | {"budget": True},
     "free": {"selector": "free"},
 }
 
@@ -49,6 +75,29 @@ class Config:
         evenly spaced points and ``"free"`` unconstrained levels, the ceiling of any codebook.
     static_range : {"minmax", "percentile", "mse"}
         How a static range is found, see :func:`dfsq.activations.static_range`.
+    error_units : {"output", "normalized"}
+        Units of the squared error that an activation's points are selected for: of the output,
+        each map's samples weighted by the square of its range, or of the normalized samples, as
+        released.
+    least_squares : bool
+        Whether weights are first fitted to the quantized input, see :mod:`dfsq.compensation`.
+    compensation : bool
+        Whether each weight's rounding error is made up for by those still to be rounded (GPTQ).
+    scale_search : bool
+        Whether other scales than ``max|w|`` are tried for the subset of an output channel, and
+        taken where they leave less error on held-out calibration images.
+    bias_correction : bool
+        Whether the bias makes up for the mean error.
+    budget : bool
+        Whether the widths are averages, the points of each channel being chosen under them, see
+        :mod:`dfsq.budget`; for the selector ``"exact"`` and weights by ``"subset"``.
+    sequential : bool
+        Whether each layer is calibrated on the inputs that the layers before it, quantized, give
+        it; takes a pass over the images for each layer.
+    damping : float
+        Share of the mean diagonal that is added to a layer's Hessian.
+    order : {"diagonal", "given"}
+        Order in which compensation rounds the inputs: largest second moment first, or as they are.
     universal : {"dfsq", "sq"} or tuple of tuples of float
     words : int, optional
         The universal set, see :func:`dfsq.universal_set`.
@@ -89,6 +138,15 @@ class Config:
     normalization: str = "center-max"
     selector: str = "exact"
     static_range: str = "minmax"
+    error_units: str = "output"
+    least_squares: bool = True
+    compensation: bool = True
+    scale_search: bool = True
+    bias_correction: bool = True
+    budget: bool = False
+    sequential: bool = False
+    damping: float = 0.01
+    order: str = "diagonal"
     universal: str | tuple = "dfsq"
     words: int | None = 4
     layers: tuple | None = None
@@ -118,6 +176,12 @@ class Config:
             "normalization": NORMALIZATIONS,
             "selector": SELECTORS,
             "static_range": STATIC_RANGES,
+            "error_units": ERROR_UNITS,
+            "order": ORDERS,
+            "budget": (True, False),
+            "sequential": (True, False),
+            **dict.fromkeys(_STATISTICS, (True, False)),
+            "scale_search": (True, False),
         }
         for name, values in allowed.items():
             value = getattr(self, name)
@@ -128,6 +192,21 @@ class Config:
             raise ValueError("layers must hold at least one name pattern, such as '*'")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        if not isinstance(self.damping, float) or not 0 < self.damping < 1:
+            raise ValueError(f"damping must be between 0 and 1, such as 0.01, not {self.damping!r}")
+        if self.budget:
+            needed = {
+                "selector": "exact",
+                "weights": "subset",
+                "normalization": "center-max",
+                "error_units": "output",
+                "sequential": False,
+            }
+            for name, value in needed.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"budget=True goes with {name}={value!r}, not {getattr(self, name)!r}"
+                    )
         universal_set(self.universal, self.words)
         if self.selector == "symmetric" and self.universal == "sq" and 4 < self.act_bits < 32:
             raise ValueError(
@@ -168,7 +247,7 @@ class Config:
             )
         if base == "float":
             weight_bits = act_bits = 32
-        values = {"weight_bits": weight_bits, "act_bits": act_bits, "weights": "minmax"}
+        values = {"weight_bits": weight_bits, "act_bits": act_bits} | _RELEASED
         return cls(**(values | PRESETS[base] | changes))
 
     def for_layer(self, name):
@@ -178,6 +257,12 @@ class Config:
             if fnmatchcase(name, pattern):
                 changes |= dict(override)
         return replace(self, overrides=(), **changes)
+
+    @property
+    def needs_statistics(self):
+        """Whether weights or biases are chosen with regard to the layers' inputs."""
+        quantized = min(self.weight_bits, self.act_bits) < 32
+        return quantized and (self.budget or any(getattr(self, name) for name in _STATISTICS))
 
     def to_json(self):
         """As JSON text, with the version of the format."""
@@ -223,8 +308,15 @@ def with_all_layers(config, model, outer_bits=8):
     return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
 
 
+#: Fields that need the second moments of a layer's inputs.
+_STATISTICS = ("least_squares", "compensation", "bias_correction")
+
 #: Fields that may differ between layers.
 _LAYER_FIELDS = {
+    *_STATISTICS,
+    "scale_search",
+    "damping",
+    "order",
     "weight_bits",
     "act_bits",
     "weights",

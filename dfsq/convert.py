@@ -3,16 +3,18 @@
 import copy
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from . import budget
 from .activations import (
     CodebookQuantizer,
     DynamicUniformQuantizer,
@@ -21,11 +23,12 @@ from .activations import (
 )
 from .cache import select_channels
 from .calibration import Calibration, calibrate, digest_of, find_layers, needs_inputs
+from .compensation import Statistics, compensate
 from .config import Config
 from .universal import universal_set
 from .weights import QuantizedWeight, quantize_weight
 
-FILE_FORMAT = "dfsq-1"
+FILE_FORMAT = "dfsq-2"
 QUANTIZERS = {
     cls.__name__: cls
     for cls in (CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer)
@@ -68,11 +71,22 @@ class QuantConv2d(nn.Conv2d):
         Applied to the input before zero padding.
     codes, levels : tensors or None
         Of the weight, see :class:`dfsq.weights.QuantizedWeight`.
+    fitted : tuple of str
+        Which of ``"weight"`` and ``"bias"`` are other float values than the float network's.
     """
 
     @classmethod
-    def from_float(cls, conv, quantized_weight=None, activation=None):
-        """Replace `conv`; its own parameters are not shared but for the bias's values."""
+    def from_float(cls, conv, quantized_weight=None, activation=None, **fitted):
+        """Replace `conv`; none of its parameters are shared.
+
+        Parameters
+        ----------
+        conv : nn.Conv2d
+        quantized_weight : QuantizedWeight, optional
+        activation : ActivationQuantizer, optional
+        **fitted
+            ``weight`` and ``bias``: float tensors instead of those of `conv`.
+        """
         new = nn.utils.skip_init(
             cls,
             conv.in_channels,
@@ -87,17 +101,19 @@ class QuantConv2d(nn.Conv2d):
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
-        weight = conv.weight.detach().clone()
+        weight = fitted.get("weight", conv.weight).detach().to(conv.weight).clone()
         codes = levels = None
         if quantized_weight is not None:
             weight = quantized_weight.dequantize().to(weight)
             codes, levels = quantized_weight.codes, quantized_weight.levels
         new.weight = nn.Parameter(weight, requires_grad=False)
         if conv.bias is not None:
-            new.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+            bias = fitted.get("bias", conv.bias).detach().to(conv.bias).clone()
+            new.bias = nn.Parameter(bias, requires_grad=False)
         new.register_buffer("codes", codes)
         new.register_buffer("levels", levels)
         new.activation = activation
+        new.fitted = tuple(sorted(fitted))
         return new.to(conv.weight.device).eval()
 
     def forward(self, x):
@@ -152,31 +168,159 @@ def quantize(model, images, config=None, *, progress=True):
         calibration = calibrate(model, images, config, progress=progress)
     quantized = copy.deepcopy(model).eval()
     record = Quantization(config, [], calibration.digest, float_digest(model))
+    if calibration.error_units != config.error_units and calibration.layers:
+        raise ValueError(
+            f"the calibration has error_units {calibration.error_units!r}, the configuration "
+            f"{config.error_units!r}; calibrate with this configuration"
+        )
     layers = find_layers(quantized, config)
+    configs = {name: config.for_layer(name) for name in layers}
+    points = dict.fromkeys(layers, (None, None))
+    if config.budget:
+        points = budget.plan(model.eval(), configs, calibration)
+    chosen_later = [name for name in layers if configs[name].needs_statistics]
+    if chosen_later and not calibration.batches:
+        raise ValueError("least_squares, compensation and bias_correction need calibration images")
     for name, conv in tqdm(layers.items(), "quantizing", disable=not progress, unit="layer"):
-        chosen = config.for_layer(name)
+        chosen = configs[name]
         report = LayerReport(
             name, conv.in_channels, conv.out_channels, chosen.weight_bits, chosen.act_bits
         )
-        weight = None
-        if chosen.weight_bits < 32:
-            universal = universal_set(chosen.universal, chosen.words)
-            try:
-                weight = quantize_weight(conv.weight, chosen.weight_bits, chosen.weights, universal)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from None
+        if config.sequential:
+            calibration = _recalibrated(quantized, name, calibration, config)
         activation = None
         if chosen.act_bits < 32:
-            activation = _activation(name, chosen, calibration, report)
+            activation = _activation(name, chosen, calibration, report, points[name][0])
+        weight = None if name in chosen_later else _weight(name, conv, chosen)
         _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+        if config.sequential and name in chosen_later:
+            _compensate(quantized, [name], configs, points, calibration.batches)
         record.layers.append(report)
+    if chosen_later and not config.sequential:
+        _compensate(quantized, chosen_later, configs, points, calibration.batches, progress)
     quantized.quantization = record
     if progress:
         print(summary(quantized).to_string(index=False))
     return quantized
 
 
-def _activation(name, config, calibration, report):
+def _recalibrated(model, name, calibration, config):
+    """The calibration of one layer on the inputs that a partly quantized network gives it."""
+    known = calibration.layers.get(name)
+    stated = (name,) if known is not None and known.non_negative else ()
+    return calibrate(
+        model,
+        calibration.batches,
+        replace(config, layers=(name,), exclude=(), overrides=(), non_negative=stated),
+        keep_inputs=calibration.keeps_inputs,
+        progress=False,
+    )
+
+
+def _weight(name, conv, config):
+    """A layer's quantized weight by itself; None for float."""
+    if config.weight_bits == 32:
+        return None
+    universal = universal_set(config.universal, config.words)
+    try:
+        return quantize_weight(conv.weight, config.weight_bits, config.weights, universal)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from None
+
+
+#: Memory for the second moments of layers that are treated in one pass.
+MEMORY_LIMIT = 2 * 2**30
+
+
+@torch.no_grad()
+def _compensate(model, names, configs, points, batches, progress=False):
+    """Choose weights and biases of layers whose activations are quantized already."""
+    groups, room = [], 0
+    for name in names:
+        size = 2 * Statistics.bytes(model.get_submodule(name))
+        if not groups or size > room:
+            groups.append([])
+            room = MEMORY_LIMIT
+        groups[-1].append(name)
+        room -= size
+    with tqdm(total=len(names), desc="compensating", disable=not progress, unit="layer") as bar:
+        for group in groups:
+            gathered = _gather(model, group, batches)
+            for name in group:
+                conv, config = model.get_submodule(name), configs[name]
+                _replace(
+                    model,
+                    name,
+                    _compensated(name, conv, config, points[name][1], *gathered.pop(name)),
+                )
+                bar.update()
+
+
+def _gather(model, names, batches):
+    """Second moments of layers' inputs on the calibration images, some held out.
+
+    Returns
+    -------
+    dict of str to (Statistics, Statistics)
+        Of three images in four, and of the fourth; a single image serves for both.
+    """
+    first = next(model.parameters())
+    modules = {name: model.get_submodule(name) for name in names}
+    gathered = {name: (Statistics(conv), Statistics(conv)) for name, conv in modules.items()}
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+
+    def observer(name):
+        def observe(module, arguments):
+            x = arguments[0].detach().float()
+            q = x if module.activation is None else module.activation(x)
+            for part in parts:
+                gathered[name][part].add(x, q, generator)
+
+        return observe
+
+    hooks = [conv.register_forward_pre_hook(observer(name)) for name, conv in modules.items()]
+    try:
+        for i, batch in enumerate(batches):
+            parts[:] = (0, 1) if len(batches) == 1 else (int(i % 4 == 3 or i == len(batches) - 1),)
+            model(batch.to(first.device, first.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return gathered
+
+
+def _compensated(name, conv, config, points, fit, check):
+    """A layer with new weights and bias."""
+    levels = None
+    if config.weight_bits < 32 and config.weights == "subset":
+        points = np.full(conv.out_channels, 2**config.weight_bits) if points is None else points
+    elif config.weight_bits < 32:
+        levels = _weight(name, conv, config).levels.double().cpu().numpy()
+    found = compensate(
+        conv, fit, check,
+        levels=levels,
+        points=points,
+        universal=universal_set(config.universal, config.words),
+        least_squares=config.least_squares,
+        compensation=config.compensation,
+        scale_search=config.scale_search,
+        bias_correction=config.bias_correction,
+        damping=config.damping,
+        order=config.order,
+    )  # fmt: skip
+    fitted, weight = {}, None
+    if found.codes is None:
+        fitted["weight"] = torch.from_numpy(found.weight)
+    else:
+        codes = torch.from_numpy(found.codes.astype(np.uint8))
+        weight = QuantizedWeight(codes, torch.from_numpy(found.levels.astype(np.float32)))
+    if found.bias is not None:
+        fitted["bias"] = torch.from_numpy(found.bias)
+    return QuantConv2d.from_float(conv, weight, conv.activation, **fitted)
+
+
+def _activation(name, config, calibration, report, points):
     """The activation quantizer of one layer, and its part of the report."""
     if name not in calibration.layers:
         raise ValueError(f"layer {name!r} is not in the calibration; calibrate with its name")
@@ -208,13 +352,18 @@ def _activation(name, config, calibration, report):
         report.points = k
         return CodebookQuantizer([even] * channels, None, layer.non_negative, name)
     universal = universal_set(config.universal, config.words, signed=not layer.non_negative)
-    selections = select_channels(
-        layer.samples() if config.selector == "kmeans" else layer.histogram,
-        k=k,
-        method=config.selector,
-        universal=universal,
-        seed=config.seed,
-    )
+    data = layer.samples() if config.selector == "kmeans" else layer.histogram
+    options = {"method": config.selector, "universal": universal, "seed": config.seed}
+    if points is None:
+        selections = select_channels(data, k=k, **options)
+    else:
+        selections = [None] * channels
+        for k in np.unique(points):
+            rows = np.flatnonzero(points == k)
+            for c, found in zip(
+                rows, select_channels(data.only(rows), k=k, **options), strict=True
+            ):
+                selections[c] = found
     report.points = float(np.mean([len(s.points) for s in selections]))
     report.duplicates = sum(s.duplicates for s in selections)
     report.seconds = sum(s.seconds for s in selections)
@@ -279,6 +428,9 @@ def save(model, path):
         if conv.codes is not None:
             tensors[f"{report.layer}/codes"] = conv.codes
             tensors[f"{report.layer}/levels"] = conv.levels
+        entry["fitted"] = list(conv.fitted)
+        for key in conv.fitted:
+            tensors[f"{report.layer}/{key}"] = getattr(conv, key)
         if conv.activation is not None:
             kind = type(conv.activation).__name__
             entry["activation"] = {"kind": kind, "non_negative": conv.activation.non_negative}
@@ -372,7 +524,8 @@ def load(path, model):
                 if key.startswith(prefix)
             }
             activation = _restored(entry["activation"], state, name)
-        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+        fitted = {key: tensors[f"{name}/{key}"] for key in entry["fitted"]}
+        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation, **fitted))
     if metadata["float_digest"] != float_digest(model):
         raise ValueError(
             f"{path} was made from other weights of this network; load those it was made from"

@@ -159,13 +159,27 @@ class Histogram:
         else:
             _accumulate_all(values, *how, self.count, self.total, self.squares)
 
-    def merge(self, other):
-        """Add another histogram's samples to this one."""
+    def merge(self, other, weights=None):
+        """Add another histogram's samples to this one.
+
+        Parameters
+        ----------
+        other : Histogram
+        weights : array, shape (channels,), optional
+            Weight of all of a channel's samples; 1 by default.
+        """
         if self.count.shape != other.count.shape or not np.array_equal(self.edges, other.edges):
             raise ValueError("only histograms of the same channels and cells can be merged")
-        self.count += other.count
-        self.total += other.total
-        self.squares += other.squares
+        weights = np.ones(self.channels) if weights is None else np.asarray(weights, float)
+        for name in ("count", "total", "squares"):
+            getattr(self, name).__iadd__(weights[:, None] * getattr(other, name))
+
+    def only(self, channels):
+        """Histogram of some of the channels."""
+        part = Histogram(len(channels), self.edges)
+        for name in ("count", "total", "squares"):
+            setattr(part, name, getattr(self, name)[channels])
+        return part
 
     def fold(self):
         """Histogram of the samples' magnitudes, for sign-symmetric subsets; dyadic grid only."""

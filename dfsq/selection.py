@@ -377,17 +377,23 @@ def _exact_all(N, S, squares, u, edge, k, pinned, chosen, error):  # noqa: N803
         chosen[c], error[c] = _exact(N[c], S[c], squares[c], u, edge, k, pinned)
 
 
+def _sums(histogram, universal):
+    """Prefix sums of count and sum, and the cell beyond the midpoint of each pair of points."""
+    edge = np.searchsorted(histogram.edges, (universal[:, None] + universal[None, :]) / 2) + 1
+    zeros = np.zeros((histogram.channels, 1))
+    N = np.concatenate([zeros, np.cumsum(histogram.count, axis=1)], axis=1)  # noqa: N806
+    S = np.concatenate([zeros, np.cumsum(histogram.total, axis=1)], axis=1)  # noqa: N806
+    return N, S, edge.astype(np.int32)
+
+
 def _exact_channels(histogram, k, universal, pinned):
     size = min(k, len(universal))
     channels = histogram.channels
-    edge = np.searchsorted(histogram.edges, (universal[:, None] + universal[None, :]) / 2) + 1
-    zeros = np.zeros((channels, 1))
-    N = np.concatenate([zeros, np.cumsum(histogram.count, axis=1)], axis=1)  # noqa: N806
-    S = np.concatenate([zeros, np.cumsum(histogram.total, axis=1)], axis=1)  # noqa: N806
+    N, S, edge = _sums(histogram, universal)  # noqa: N806
     squares = histogram.squares.sum(axis=1)
 
     def solve(pins, rows):
-        problem = universal, edge.astype(np.int32), size, np.asarray(pins, np.int64)
+        problem = universal, edge, size, np.asarray(pins, np.int64)
         if len(rows) == 1:  # to start threads costs more than one channel
             chosen, error = _exact(N[rows[0]], S[rows[0]], squares[rows[0]], *problem)
             return chosen[None], np.array([error])
@@ -408,6 +414,56 @@ def _exact_channels(histogram, k, universal, pinned):
             prefer = same <= error[lacking] + 1e-15 * squares[lacking]
             chosen[lacking[prefer]] = with_zero[prefer]
     return [(_settle(chosen[c], size, universal, histogram, c, pinned), 0) for c in range(channels)]
+
+
+@njit(cache=True)
+def _curve(N, S, total_squares, u, edge, error):  # noqa: N803
+    """Least error for 1, 2, ... points: the table of :func:`_exact`, one row after the other."""
+    m = len(u)
+    previous, current = np.zeros(m), np.empty(m)
+    argument = np.empty(m, np.int32)
+    for row in range(len(error)):
+        if row > 0:
+            current[:] = np.inf
+            _row(previous, current, argument, u, edge, N, S, row, m - 1, row - 1, m - 2)
+            previous, current = current, previous
+        best = np.inf
+        for j in range(row, m):
+            value = previous[j] + total_squares - 2 * u[j] * S[-1] + u[j] * u[j] * N[-1]
+            best = min(best, value)
+        error[row] = max(best, 0.0)
+
+
+@njit(parallel=True, cache=True)
+def _curves(N, S, squares, u, edge, error):  # noqa: N803
+    for c in prange(N.shape[0]):
+        _curve(N[c], S[c], squares[c], u, edge, error[c])
+
+
+def error_curves(samples, most, universal=None, *, weights=None):
+    """The least squared error of each channel for every number of points, in one pass.
+
+    Parameters
+    ----------
+    samples : Histogram, or sequence of arrays of shape (n,)
+    most : int
+        Largest number of points; at most the size of the universal set.
+    universal : array, optional
+    weights : array, shape (n,), optional
+        Non-negative weight of each sample.
+
+    Returns
+    -------
+    float64 array, shape (channels, most)
+        Entry ``[c, k - 1]`` is the ``sse`` of ``select_channels(samples, k=k)[c]``.
+    """
+    universal = universal_set("dfsq") if universal is None else _checked_universal(universal)
+    most = min(_checked_k(None, most), len(universal))
+    histogram = _as_histogram(samples, universal, weights)
+    N, S, edge = _sums(histogram, universal)  # noqa: N806
+    error = np.empty((histogram.channels, most))
+    _curves(N, S, histogram.squares.sum(axis=1), universal, edge, error)
+    return error
 
 
 # --- free codebook ----------------------------------------------------------------------------

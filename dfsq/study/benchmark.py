@@ -366,6 +366,7 @@ class Bench:
         """The calibration of a network, shared by successive cells that can."""
         edges = edges_for(universal_set(config.universal, config.words))
         key = (cell.model, cell.calibration, cell.draw, cell.layers, edges.tobytes())
+        key += (config.error_units,)
         keep_inputs = self.keep_inputs or needs_inputs(config)
         have_key, have = self._calibration
         if have_key != key or (keep_inputs and not have.keeps_inputs):
@@ -411,8 +412,8 @@ class Bench:
             made.scale = model.scale
             return made.eval()
         config = self.config(cell)
-        if config.act_bits == 32:
-            calibration = Calibration({}, 0, "", None)
+        if config.act_bits == 32 and not config.needs_statistics:
+            calibration = Calibration({}, [], None)
         else:
             calibration = self.calibrated(cell, config)
         return quantize(model, calibration, config, progress=False)

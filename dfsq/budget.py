@@ -1,0 +1,197 @@
+"""Budgeted widths: how many points each channel gets, so that all together stay in a budget.
+
+The exact selector yields a channel's least error for every number of points in one pass
+(:func:`dfsq.selection.error_curves`). Counted in the units of the network's output, the errors of
+all channels of all layers can be traded against each other: of all choices whose mean of
+``log2(points)`` is the budget, the one of least total error is found by a Lagrange multiplier.
+"""
+
+import numpy as np
+import torch
+
+from .selection import error_curves
+from .universal import universal_set
+
+#: Points beyond the budget's own that a channel may get, in bits.
+MORE_BITS = 2
+
+
+def allocate(errors, sizes, bits):
+    """Numbers of points of least total error under an average width.
+
+    Parameters
+    ----------
+    errors : float array, shape (C, K)
+        Error of each channel with 1, 2, ..., K points, not increasing, all in the same unit.
+    sizes : float array, shape (C,)
+        How many values each channel has, which its bits count for.
+    bits : float
+        Average of ``log2(points)`` over all values, at most.
+
+    Returns
+    -------
+    int array, shape (C,)
+        At least 2 each.
+
+    Notes
+    -----
+    For a multiplier ``l`` each channel takes the points of least ``error + l * size * log2(k)``;
+    the least multiplier that keeps to the budget is found by bisection, and what is left of the
+    budget then goes, point by point, to where it takes away the most error for its bits.
+
+    Raises
+    ------
+    ValueError
+        For a budget below 1 bit, or arrays that do not fit.
+    """
+    errors, sizes = np.asarray(errors, dtype=float), np.asarray(sizes, dtype=float)
+    if errors.ndim != 2 or errors.shape[1] < 2 or sizes.shape != errors.shape[:1]:
+        raise ValueError(f"errors and sizes do not fit: shapes {errors.shape} and {sizes.shape}")
+    if not bits >= 1:
+        raise ValueError(f"bits must be at least 1, not {bits!r}")
+    width = np.log2(np.arange(2, errors.shape[1] + 1))
+    budget, rows = bits * sizes.sum() * (1 + 1e-12), np.arange(len(errors))
+    errors = errors[:, 1:]
+
+    def chosen(multiplier):
+        return (errors + multiplier * sizes[:, None] * width).argmin(axis=1)
+
+    low, high = 0.0, 1.0
+    if sizes @ width[chosen(low)] > budget:
+        while sizes @ width[chosen(high)] > budget:
+            low, high = high, 4 * high
+        while sizes @ width[chosen(high / 4)] <= budget and high > 1e-300:
+            high /= 4
+        low = max(low, high / 4)
+        for _ in range(60):
+            middle = (low + high) / 2
+            if sizes @ width[chosen(middle)] > budget:
+                low = middle
+            else:
+                high = middle
+        best = chosen(high)
+    else:
+        best = chosen(low)
+    left = budget - sizes @ width[best]
+    while True:
+        can = best < len(width) - 1
+        nxt = np.minimum(best + 1, len(width) - 1)
+        cost = sizes * (width[nxt] - width[best])
+        gain = np.where(can & (cost <= left), errors[rows, best] - errors[rows, nxt], 0.0)
+        if not (gain > 0).any():
+            return best + 2
+        take = np.argmax(np.where(gain > 0, gain / np.where(cost > 0, cost, 1), -np.inf))
+        left -= cost[take]
+        best[take] += 1
+
+
+@torch.no_grad()
+def sensitivities(model, names, batches, images=4):
+    """How much noise at a layer's output reaches the network's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The float network, in eval mode.
+    names : sequence of str
+        Its layers.
+    batches : list of float tensors, shape (1, C, H, W)
+    images : int
+        How many of the batches are used.
+
+    Returns
+    -------
+    dict of str to float
+        Squared deviation at the network's output over the squared noise at the layer's, a
+        hundredth of the layer's own output.
+    """
+    first = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    added = dict.fromkeys(names, 0.0)
+    moved = dict.fromkeys(names, 0.0)
+    for batch in batches[:images]:
+        batch = batch.to(first.device, first.dtype)
+        clean = model(batch)
+        for name in names:
+
+            def disturb(module, arguments, result, name=name):
+                noise = torch.randn(result.shape, generator=generator).to(result)
+                noise *= 0.01 * result.std()
+                added[name] += float(noise.double().square().sum())
+                return result + noise
+
+            hook = model.get_submodule(name).register_forward_hook(disturb)
+            try:
+                moved[name] += float((model(batch) - clean).double().square().sum())
+            finally:
+                hook.remove()
+    return {name: moved[name] / added[name] if added[name] else 0.0 for name in names}
+
+
+def plan(model, configs, calibration):
+    """The numbers of points of all layers' input channels and output channels under a budget.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The float network.
+    configs : dict of str to Config
+        The layers' configurations; ``act_bits`` and ``weight_bits`` are the averages.
+    calibration : Calibration
+        With ``error_units="output"``.
+
+    Returns
+    -------
+    dict of str to (int array or None, int array or None)
+        For each layer the points of its input channels and those of its output channels' weights;
+        None where these stay in float.
+    """
+    gains = sensitivities(model, configs, calibration.batches)
+    inputs, outputs = [], []
+    for name, config in configs.items():
+        conv, layer = model.get_submodule(name), calibration.layers[name]
+        weight = conv.weight.detach().double().cpu().numpy()
+        groups = weight.reshape(conv.groups, len(weight) // conv.groups, *weight.shape[1:])
+        if config.act_bits < 32:
+            # squared norm of all weights that meet an input channel
+            norms = np.square(groups).sum(axis=(1, 3, 4)).ravel()
+            universal = universal_set(config.universal, config.words, signed=not layer.non_negative)
+            most = _most(config.act_bits, universal)
+            curve = error_curves(layer.histogram, most, universal) / layer.values_seen
+            size = np.full(len(curve), layer.values_seen)
+            inputs.append((name, config.act_bits, gains[name] * norms[:, None] * curve, size))
+        if config.weight_bits < 32:
+            universal = universal_set(config.universal, config.words)
+            most = _most(config.weight_bits, universal)
+            power = (layer.histogram.squares.sum(axis=1) / layer.values_seen).reshape(
+                conv.groups, -1
+            )
+            curves = []
+            for group, moments in zip(groups, power, strict=True):
+                flat = group.reshape(len(group), -1)
+                scale = np.abs(flat).max(axis=1, keepdims=True)
+                scale[scale == 0] = 1
+                importance = np.repeat(moments, flat.shape[1] // len(moments))
+                curve = error_curves(flat / scale, most, universal, weights=importance)
+                curves.append(curve * scale**2)
+            curve = np.concatenate(curves)
+            size = np.full(len(curve), weight[0].size)
+            outputs.append((name, config.weight_bits, gains[name] * curve, size))
+    found = {name: [None, None] for name in configs}
+    for side, parts in enumerate((inputs, outputs)):
+        for bits in sorted({part[1] for part in parts}):
+            own = [part for part in parts if part[1] == bits]
+            columns = min(part[2].shape[1] for part in own)
+            points = allocate(
+                np.concatenate([part[2][:, :columns] for part in own]),
+                np.concatenate([part[3] for part in own]),
+                bits,
+            )
+            splits = np.cumsum([len(part[2]) for part in own])[:-1]
+            for part, chosen in zip(own, np.split(points, splits), strict=True):
+                found[part[0]][side] = chosen
+    return {name: tuple(sides) for name, sides in found.items()}
+
+
+def _most(bits, universal):
+    return min(2 ** min(bits + MORE_BITS, 8), len(universal))
