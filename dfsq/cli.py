@@ -118,8 +118,9 @@ def _parser():
     )  # fmt: skip
     bench.add_argument(
         "--methods", nargs="+", metavar="METHOD",
-        help="presets, also with -w (weights only) and -a (activations only) appended, float, "
-        "bicubic, or FILE.py:FUNCTION (default: bicubic, float and all presets)",
+        help="presets, also with -w (weights only) and -a (activations only) appended or with "
+        "fields that differ (dfsq-exact:damping=0.1,sequential=true), float, bicubic, or "
+        "FILE.py:FUNCTION (default: bicubic, float and all presets)",
     )  # fmt: skip
     bench.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
     bench.add_argument("--layers", **LAYERS)
@@ -185,7 +186,7 @@ def _network_options(parser):
     parser.add_argument("--bits", type=int, default=4, help=BITS_HELP)
     parser.add_argument("--layers", **LAYERS)
     parser.add_argument(
-        "--method", default="dfsq-subset", metavar="PRESET", help="(default: dfsq-subset)"
+        "--method", default="dfsq-exact", metavar="PRESET", help="(default: dfsq-exact)"
     )
     parser.add_argument(
         "--calibration",

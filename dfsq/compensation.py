@@ -25,7 +25,7 @@ SCALES = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1)
 #: Damping of the least-squares weights, as shares of the Hessian's mean diagonal, that are tried.
 RIDGES = (1e-2, 1e-3, 1e-4, 1e-5)
 #: Patches of each calibration image that the statistics are taken from.
-PATCHES = 2048
+PATCHES = 8192
 SWEEPS = 4
 
 
@@ -69,12 +69,22 @@ class Statistics:
             taken.append(
                 padded[0][:, places[0], places[1]].view(self.groups, -1, places[0].shape[1])
             )
-        a, b = taken
-        self.second += (b @ b.transpose(1, 2)).double().cpu().numpy()
-        self.cross += (a @ b.transpose(1, 2)).double().cpu().numpy()
-        self.before += a.double().sum(2).cpu().numpy()
-        self.after += b.double().sum(2).cpu().numpy()
-        self.count += a.shape[2]
+        # Products are summed in float32, hence about the image's means: where these are large, the
+        # rounding of their squares would be more than what the inputs vary by.
+        means = [part.double().mean(2, keepdim=True).float() for part in taken]
+        a, b = (part - mean for part, mean in zip(taken, means, strict=True))
+        count = a.shape[2]
+        (m, s), (n, t) = (
+            (mean.double(), part.double().sum(2, keepdim=True))
+            for mean, part in zip(means, (a, b), strict=True)
+        )
+        for name, left, right, (m1, s1) in (("second", b, b, (n, t)), ("cross", a, b, (m, s))):
+            product = (left @ right.transpose(1, 2)).double()
+            product += s1 @ n.transpose(1, 2) + m1 @ (t + count * n).transpose(1, 2)
+            getattr(self, name).__iadd__(product.cpu().numpy())
+        self.before += (s + count * m)[..., 0].cpu().numpy()
+        self.after += (t + count * n)[..., 0].cpu().numpy()
+        self.count += count
 
     def _padded(self, x):
         conv = self.conv
@@ -111,7 +121,13 @@ class Statistics:
         before, after = self.before[group] / self.count, self.after[group] / self.count
         if not centred:
             return second, cross, np.zeros_like(before), np.zeros_like(after)
-        return second - np.outer(after, after), cross - np.outer(before, after), before, after
+        spread = second - np.outer(after, after)
+        if np.trace(spread) <= 1e-12 * np.trace(second):  # constant inputs
+            return 0 * second, 0 * cross, before, after
+        # rounding may leave a matrix that is not positive
+        lowest = np.linalg.eigvalsh(spread)[0]
+        spread += max(0.0, -2 * lowest) * np.eye(len(spread))
+        return spread, cross - np.outer(before, after), before, after
 
 
 @dataclass
@@ -174,15 +190,23 @@ def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **
                 **options,
             )
         )
-    new, codes, chosen, shift = (
-        None if part[0] is None else np.concatenate(part) for part in zip(*parts, strict=True)
-    )
+    new, codes, chosen, shift = zip(*parts, strict=True)
+    if chosen[0] is not None:  # the widest channel may be of another group
+        width = max(part.shape[1] for part in chosen)
+        pads = [((0, 0), (0, width - part.shape[1])) for part in chosen]
+        chosen = np.concatenate(
+            [np.pad(c, p, constant_values=np.inf) for c, p in zip(chosen, pads, strict=True)]
+        )
+        codes = np.concatenate(codes).reshape(weight.shape)
+    else:
+        chosen = codes = None
+    new, shift = np.concatenate(new), np.concatenate(shift)
     bias = None
     if correct:
         bias = conv.bias.detach().double().cpu().numpy() + shift
     return Compensated(
         new.reshape(weight.shape),
-        None if codes is None else codes.reshape(weight.shape),
+        codes,
         chosen,
         bias,
     )
@@ -215,13 +239,19 @@ def _group(
     round_all = _compensated_rounding(damped, order) if compensation else _plain_rounding
     best, error = candidates[0].copy(), np.full(len(w), np.inf)
     if len(candidates) > 1:
+        unrounded = judge(target)
         for candidate in candidates:
             found = judge(np.take_along_axis(candidate, round_all(target, candidate), 1))
-            # a scale other than the first must help by more than rounding noise
-            better = found < error * (1 - 1e-3)
+            # a scale other than the first must help by more than noise, a share of what rounding
+            # costs; the errors themselves are negative
+            better = found + 1e-3 * np.abs(found - unrounded) < error
             best[better], error[better] = candidate[better], found[better]
     codes = round_all(target, best)
     if compensation:
+        # on rare rows the nearest levels are the better start
+        plain = _plain_rounding(target, best)
+        worse = _error(target, best, plain, damped) < _error(target, best, codes, damped)
+        codes[worse] = plain[worse]
         codes = _refined(target, best, codes, damped)
     new = np.take_along_axis(best, codes, 1)
     return new, codes, best, _shift(w, new, before, after)
@@ -244,11 +274,9 @@ def _shift(w, v, before, after):
 
 
 def _damped(second, damping):
-    """``H`` with a share of its mean diagonal added, and 1 for inputs that are always zero."""
-    diagonal = np.diag(second).copy()
-    added = np.full(len(second), damping * diagonal.mean())
-    added[diagonal <= 0] = 1
-    return second + np.diag(added)
+    """``H`` with a share of its mean diagonal added, and 1 where all inputs are always zero."""
+    added = damping * np.diag(second).mean()
+    return second + (added if added > 0 else 1) * np.eye(len(second))
 
 
 def _select_levels(target, importance, points, universal, share):
@@ -272,6 +300,12 @@ def _nearest(values, levels):
     """Code of the nearest level for each row, the upper one on a tie."""
     distance = np.abs(values[:, None] - levels[:, ::-1])
     return levels.shape[1] - 1 - distance.argmin(axis=1)
+
+
+def _error(target, levels, codes, damped):
+    """``(v - t) H (v - t)'`` of each row."""
+    off = np.take_along_axis(levels, codes, 1) - target
+    return ((off @ damped) * off).sum(1)
 
 
 def _plain_rounding(target, levels):

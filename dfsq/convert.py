@@ -177,7 +177,7 @@ def quantize(model, images, config=None, *, progress=True):
     configs = {name: config.for_layer(name) for name in layers}
     points = dict.fromkeys(layers, (None, None))
     if config.budget:
-        points = budget.plan(model.eval(), configs, calibration)
+        points = budget.plan(quantized, configs, calibration)  # in float as yet
     chosen_later = [name for name in layers if configs[name].needs_statistics]
     if chosen_later and not calibration.batches:
         raise ValueError("least_squares, compensation and bias_correction need calibration images")
@@ -186,11 +186,14 @@ def quantize(model, images, config=None, *, progress=True):
         report = LayerReport(
             name, conv.in_channels, conv.out_channels, chosen.weight_bits, chosen.act_bits
         )
+        if name in chosen_later and not torch.isfinite(conv.weight).all():
+            raise ValueError(f"layer {name!r}: the weight holds NaN or infinity")
+        seen = calibration
         if config.sequential:
-            calibration = _recalibrated(quantized, name, calibration, config)
+            seen = _recalibrated(quantized, name, calibration, config)
         activation = None
         if chosen.act_bits < 32:
-            activation = _activation(name, chosen, calibration, report, points[name][0])
+            activation = _activation(name, chosen, seen, report, points[name][0])
         weight = None if name in chosen_later else _weight(name, conv, chosen)
         _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
         if config.sequential and name in chosen_later:
@@ -243,17 +246,21 @@ def _compensate(model, names, configs, points, batches, progress=False):
             room = MEMORY_LIMIT
         groups[-1].append(name)
         room -= size
+    made = {}
     with tqdm(total=len(names), desc="compensating", disable=not progress, unit="layer") as bar:
         for group in groups:
             gathered = _gather(model, group, batches)
             for name in group:
-                conv, config = model.get_submodule(name), configs[name]
-                _replace(
-                    model,
+                made[name] = _compensated(
                     name,
-                    _compensated(name, conv, config, points[name][1], *gathered.pop(name)),
+                    model.get_submodule(name),
+                    configs[name],
+                    points[name][1],
+                    *gathered.pop(name),
                 )
                 bar.update()
+    for name, conv in made.items():  # only now, so that every pass is over the same network
+        _replace(model, name, conv)
 
 
 def _gather(model, names, batches):
@@ -267,7 +274,8 @@ def _gather(model, names, batches):
     first = next(model.parameters())
     modules = {name: model.get_submodule(name) for name in names}
     gathered = {name: (Statistics(conv), Statistics(conv)) for name, conv in modules.items()}
-    generator = torch.Generator().manual_seed(0)
+    # of each layer its own, so that it does not matter which layers share a pass
+    generators = {name: torch.Generator().manual_seed(0) for name in names}
     parts = []
 
     def observer(name):
@@ -275,7 +283,7 @@ def _gather(model, names, batches):
             x = arguments[0].detach().float()
             q = x if module.activation is None else module.activation(x)
             for part in parts:
-                gathered[name][part].add(x, q, generator)
+                gathered[name][part].add(x, q, generators[name])
 
         return observe
 

@@ -76,7 +76,8 @@ def same(a, b):
 
 @pytest.mark.parametrize("words", [3, 4])
 def test_histograms_are_of_the_normalized_inputs(net, images, words):
-    calibration = run(net, images, words=words)
+    calibration = run(net, images, words=words, error_units="normalized")
+    assert calibration.error_units == "normalized"
     edges = edges_for(universal_set(words=words))
     assert np.array_equal(calibration.edges, edges)
     assert calibration.images == 3
@@ -88,6 +89,40 @@ def test_histograms_are_of_the_normalized_inputs(net, images, words):
         assert layer.histogram.count.sum(axis=1).tolist() == [12 * (10 + 12 + 14)] * len(
             layer.histogram.count
         )
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_histograms_in_units_of_the_output(net, images, stacked):
+    """Each map's samples count with the square of its range, also of images run together."""
+    images = [image[:, :, :10] for image in images] if stacked else images
+    calibration = run(net, images)
+    assert calibration.error_units == "output"
+    for name, layer in calibration.layers.items():
+        expected = np.zeros((3, *layer.histogram.count.shape))
+        for x in layer_inputs(net, images, name):
+            z, _, scale = center_max(x, layer.non_negative)
+            for c in range(x.shape[1]):
+                own = Histogram.of(z[0, c].numpy())
+                weight = float(scale[0, c]) ** 2
+                expected[:, c] += weight * np.stack([own.count, own.total, own.squares])[:, 0]
+        found = np.stack([getattr(layer.histogram, n) for n in ("count", "total", "squares")])
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        assert layer.values_seen == sum(image[0].numel() for image in images)
+        # so that the error of any points is that of the maps themselves
+        points = np.array([-1, -0.25, 0, 0.5, 1])
+        error = 0.0
+        for x in layer_inputs(net, images, name):
+            z, _, scale = (a.double()[0, 0] for a in center_max(x, layer.non_negative))
+            off = (z[..., None] - torch.from_numpy(points)).abs().amin(-1) * scale
+            error += float(off.square().sum())
+        assert layer.histogram.squared_error(points) == pytest.approx(error, rel=1e-6)
+
+
+def test_the_images_are_remembered(net, images):
+    calibration = run(net, images)
+    assert calibration.images == 3
+    assert all(torch.equal(b[0], i) for b, i in zip(calibration.batches, images, strict=True))
+    assert calibration.digest == digest_of(as_batches(images))
 
 
 def test_layers_in_the_order_of_the_network(net, images):
@@ -173,7 +208,8 @@ def test_a_layer_that_is_non_negative_on_the_first_image_only(net, images, keep_
 
 
 def test_stated_flags_are_taken_as_they_are(net, images):
-    calibration = run(net, [i - 0.5 for i in images], non_negative=("head", "tail"))
+    fields = {"non_negative": ("head", "tail"), "error_units": "normalized"}
+    calibration = run(net, [i - 0.5 for i in images], **fields)
     assert flags(calibration) == {"head": True, "body.0": False, "body.2": False, "tail": True}
     expected = Histogram(3)
     for image in images:

@@ -14,6 +14,7 @@ CONFIGS = [
     Config(universal="sq", selector="symmetric"),
     Config(words=3),
     Config(overrides=(("head", {"weight_bits": 8, "act_bits": 8}), ("*", {"weights": "mse"}))),
+    Config(sequential=True, damping=0.1, order="given", overrides={"head": {"damping": 0.5}}),
     *(Config.preset(name, 3) for name in PRESETS),
 ]
 
@@ -54,6 +55,17 @@ def test_files_that_are_not_of_this_format():
         ("universal", 7, "dfsq, sq or a list of words"),
         ("universal", [1, 0], "list of words, each a list of numbers"),
         ("words", 5, "1, 2, 3 or 4"),
+        ("error_units", "input", "normalized, output"),
+        ("order", "random", "diagonal, given"),
+        ("least_squares", 1, "True, False"),
+        ("compensation", "gptq", "True, False"),
+        ("scale_search", None, "True, False"),
+        ("bias_correction", 0, "True, False"),
+        ("budget", 3, "True, False"),
+        ("sequential", "yes", "True, False"),
+        ("damping", 0.0, "between 0 and 1, such as 0.01"),
+        ("damping", 1.0, "between 0 and 1"),
+        ("damping", 1, "between 0 and 1"),
         ("seed", -1, "a whole number of at least 0"),
         ("seed", 0.5, "a whole number of at least 0"),
         ("layers", (), "at least one name pattern"),
@@ -123,6 +135,9 @@ def test_overrides_by_layer():
         ({"weight_bits": 33}, "weight_bits must be one of .* not 33"),
         ({"layers": ("a",)}, "overrides of 'head': unknown field layers; allowed are act_bits"),
         ({"bits": 4}, "unknown field bits"),
+        ({"sequential": True}, "unknown field sequential"),
+        ({"error_units": "normalized"}, "unknown field error_units"),
+        ({"damping": 2.0}, "damping must be between 0 and 1"),
     ],
 )
 def test_overrides_are_validated(changes, message):
@@ -131,6 +146,9 @@ def test_overrides_are_validated(changes, message):
 
 
 # --- presets ---
+
+#: Those with more than the released method has.
+OURS = ("dfsq-exact", "dfsq-budget")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -144,7 +162,12 @@ def test_presets(name, bits):
     assert (both.weight_bits, both.act_bits) == (bits, bits)
     assert weights == replace(both, act_bits=32)
     assert activations == replace(both, weight_bits=32)
-    assert both.weights == ("subset" if name == "dfsq-subset" else "minmax")
+    assert both.weights == ("subset" if name in ("dfsq-subset", *OURS) else "minmax")
+    beyond = ("least_squares", "compensation", "scale_search", "bias_correction")
+    assert [getattr(both, field) for field in beyond] == [name in OURS] * 4
+    assert both.error_units == ("output" if name in OURS else "normalized")
+    assert both.budget == (name == "dfsq-budget")
+    assert both.needs_statistics == (name in OURS)
 
 
 def test_presets_are_the_methods_of_the_tables():
@@ -160,6 +183,41 @@ def test_presets_are_the_methods_of_the_tables():
             _, grain, method = name.split("-")
             config = Config.preset(name)
             assert (config.normalization, config.static_range) == (f"static-{grain}", method)
+
+
+def test_the_default_is_dfsq_exact():
+    assert Config() == Config.preset("dfsq-exact")
+    assert Config(3, 2, budget=True) == Config.preset("dfsq-budget", weight_bits=3, act_bits=2)
+
+
+@pytest.mark.parametrize("field", ["least_squares", "compensation", "bias_correction", "budget"])
+def test_what_needs_statistics_of_the_inputs(field):
+    base = Config.preset("dfsq-exact", 4, least_squares=False, compensation=False)
+    base = replace(base, bias_correction=False)  # the search of scales goes with these
+    assert not base.needs_statistics
+    assert replace(base, **{field: True}).needs_statistics
+    for bits in ({"weight_bits": 32}, {"act_bits": 32}):
+        assert replace(base, **{field: True}, **bits).needs_statistics
+    assert not replace(base, **{field: True}, weight_bits=32, act_bits=32).needs_statistics
+    if field != "budget":
+        config = replace(base, overrides={"head": {field: True}})
+        assert config.for_layer("head").needs_statistics
+        assert not config.for_layer("tail").needs_statistics
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("selector", "kmeans"),
+        ("weights", "mse"),
+        ("normalization", "minmax"),
+        ("error_units", "normalized"),
+        ("sequential", True),
+    ],
+)
+def test_a_budget_goes_with_the_exact_subset_only(name, value):
+    with pytest.raises(ValueError, match=rf"budget=True goes with {name}=.*, not {value!r}"):
+        Config(budget=True, **{name: value})
 
 
 def test_presets_take_further_fields():

@@ -3,6 +3,7 @@
 import copy
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 import dfsq
 from dfsq.activations import CodebookQuantizer, center_max
-from dfsq.calibration import calibrate
+from dfsq.calibration import Calibration, calibrate
 from dfsq.config import PRESETS, Config
 from dfsq.convert import QuantConv2d, float_digest
 from dfsq.selection import select_channels
@@ -111,8 +112,11 @@ def test_weights_only_and_activations_only(net, name, suffix):
         original = net.get_submodule(layer)
         assert (conv.activation is not None) == (suffix == "-a" and name != "float")
         assert (conv.codes is not None) == (suffix == "-w" and name != "float")
-        assert torch.equal(conv.weight, original.weight) == (conv.codes is None)
-        assert torch.equal(conv.bias, original.bias)
+        fitted = name in ("dfsq-exact", "dfsq-budget")
+        assert conv.fitted == ((("bias",) if suffix == "-w" else ("bias", "weight")) * fitted)
+        if not fitted:  # to which the float weight may be the best fit
+            assert torch.equal(conv.weight, original.weight) == (conv.codes is None)
+        assert torch.equal(conv.bias, original.bias) == (not fitted)
 
 
 @pytest.mark.parametrize("bits", [2, 8])
@@ -142,7 +146,8 @@ def test_overrides(net):
     assert rows.weight_bits.to_dict() == {"body.0": 8, "body.2": 4}
     assert rows.act_bits.to_dict() == {"body.0": 32, "body.2": 4}
     assert quantized.body[0].activation is None
-    assert quantized.body[0].codes.max() == 255
+    assert quantized.body[0].levels.shape == (6, 256)
+    assert quantized.body[0].codes.max() > 15
 
 
 # --- the float network stays as it was ---
@@ -164,6 +169,17 @@ def test_float_network_is_left_untouched(net, training):
     assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_modes_and_hooks_stay_with_every_preset(net, name):
+    net.train()
+    before = copy.deepcopy(net.state_dict())
+    quantized = quantize(net, Config.preset(name, 3))
+    assert all(m.training for m in net.modules())
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+    for model in (net, quantized):
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
 def test_an_error_on_the_way_names_the_layer_and_leaves_the_network(net):
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match="Use method='exact'"):
@@ -181,20 +197,31 @@ def test_an_error_on_the_way_names_the_layer_and_leaves_the_network(net):
 
 
 def test_calibration_serves_several_configurations(net):
-    calibration = calibrate(net, IMAGES, Config(), keep_inputs=True, progress=False)
+    calibrations = {
+        units: calibrate(net, IMAGES, Config(error_units=units), keep_inputs=True, progress=False)
+        for units in ("normalized", "output")
+    }
     for name in PRESETS:
         if name in ("float", "sq"):
             continue
         config = Config.preset(name, 3)
+        calibration = calibrations[config.error_units]
         reused = quantize(net, config, calibration)
         assert torch.equal(run(reused), run(quantize(net, config)))
         assert reused.quantization.calibration_digest == calibration.digest
 
 
 def test_weights_only_need_no_layer_in_the_calibration(net):
-    calibration = calibrate(net, IMAGES, Config(layers="head"), progress=False)
+    for name in ("dfsq-w", "dfsq-exact-w"):
+        config = Config.preset(name)
+        calibration = calibrate(net, IMAGES, replace(config, layers="head"), progress=False)
+        assert torch.equal(run(quantize(net, config, calibration)), run(quantize(net, config)))
+    # the released method's weights need no image either
+    calibration = Calibration({}, [], None)
     config = Config.preset("dfsq-w")
     assert torch.equal(run(quantize(net, config, calibration)), run(quantize(net, config)))
+    with pytest.raises(ValueError, match="compensation and bias_correction need calibration imag"):
+        quantize(net, Config.preset("dfsq-exact-w"), calibration)
 
 
 def test_calibrations_that_do_not_fit(net):
@@ -237,11 +264,16 @@ def test_kinds_of_convolutions(kind, tmp_path):
     expected = run(net)
     assert run(quantized).shape == expected.shape
     assert (run(quantized) - expected).abs().max() < 0.1 * expected.abs().max()
-    conv, reference = quantized[1], copy.deepcopy(net[1])
-    reference.weight.data = quantize_weight(net[1].weight, 8).dequantize()
-    x = run(quantized[0])
-    with torch.no_grad():
-        assert torch.equal(conv(x), reference(conv.activation(x)))
+    for config in (Config(8, 8), Config.preset("dfsq-subset", 8)):
+        conv, reference = quantize(net, config)[1], copy.deepcopy(net[1])
+        reference.weight.data = quantize_weight(net[1].weight, 8).dequantize()
+        if config.compensation:
+            levels = conv.levels.gather(1, conv.codes.flatten(1).long())
+            reference.weight.data = levels.view(conv.weight.shape)
+            reference.bias = conv.bias
+        x = run(quantized[0])
+        with torch.no_grad():
+            assert torch.equal(conv(x), reference(conv.activation(x)))
     dfsq.save(quantized, tmp_path / "net.safetensors")
     assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", net)), run(quantized))
 
@@ -403,7 +435,7 @@ def test_files_of_another_kind(net, path):
     with pytest.raises(ValueError, match="damaged or no safetensors file"):
         dfsq.load(path, net)
     save_file(net.state_dict(), path)
-    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-1; dfsq\.save"):
+    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-2; dfsq\.save"):
         dfsq.load(path, net)
     with pytest.raises(FileNotFoundError, match="no such file"):
         dfsq.load(path.with_name("other.safetensors"), net)

@@ -133,6 +133,23 @@ def test_merge_is_the_histogram_of_both(words):
     assert np.array_equal(parts(halves[0]), parts(together))
 
 
+def test_merge_with_weights_by_channel():
+    generator = np.random.default_rng(2)
+    first, second = Histogram(3), Histogram(3)
+    data = generator.integers(-2048, 2049, (2, 1, 3, 500)) / 2048
+    first.add(data[0])
+    second.add(data[1])
+    expected = parts(first) + np.array([0.25, 0, 3])[:, None] * parts(second)
+    first.merge(second, [0.25, 0, 3])
+    assert np.array_equal(parts(first), expected)
+    for channel, weight in enumerate([0.25, 0, 3]):
+        subset = random_subset(generator)
+        weights = np.repeat([1, weight], 500)
+        samples = data[:, 0, channel].ravel()
+        error = direct_error(samples, subset, weights)
+        assert first.squared_error(subset, channel) == pytest.approx(error, rel=1e-12)
+
+
 def test_only_equal_cells_merge():
     with pytest.raises(ValueError, match="same channels and cells"):
         Histogram(2).merge(Histogram(3))

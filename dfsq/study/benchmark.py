@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -78,10 +78,11 @@ class Cell:
     model, dataset : str
         As :func:`dfsq.sr.zoo.load_model` and :func:`dfsq.sr.datasets.load_dataset` take them.
     method : str
-        A preset, see :meth:`dfsq.Config.preset`; ``"bicubic"`` for plain upscaling; or a function
-        of the user's, ``FILE.py:NAME``, see :func:`dfsq.sr.zoo.user_function`, which is called
-        with the float network, the calibration crops, the bit-width and the seed, and returns the
-        quantized network.
+        A preset, see :meth:`dfsq.Config.preset`, also with fields that differ, as in
+        ``dfsq-exact:least_squares=false,damping=0.1``; ``"bicubic"`` for plain upscaling; or a
+        function of the user's, ``FILE.py:NAME``, see :func:`dfsq.sr.zoo.user_function`, which is
+        called with the float network, the calibration crops, the bit-width and the seed, and
+        returns the quantized network.
     bits : int
     seed : int
         Of K-means.
@@ -98,7 +99,7 @@ class Cell:
 
     model: str
     dataset: str = "photographs"
-    method: str = "dfsq-subset"
+    method: str = "dfsq-exact"
     bits: int = 4
     seed: int = 0
     limit: int | None = None
@@ -199,23 +200,65 @@ def standard_grid():
     -------
     list of Cell
     """
-    sets, core = BENCHMARK_SETS, ["dfsq", "dfsq-points", "uniform-minmax"]
-    few = [("Set5", None), ("Set14", None), ("Urban100", 20)]
+    sets, main = BENCHMARK_SETS, "edsr-8-x2"
+    core = ["dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"]
+    plain = ["float", "bicubic"]
     presets = [name for name in PRESETS if name != "float"]
-    one_sided = ["dfsq-w", "dfsq-subset-w", "dfsq-a", "dfsq-points-a", "uniform-minmax-a", "free-a"]
-    fours = ["srresnet-8-x4", "imdn-x4", "imdn-x2"]
-    cells = grid(["edsr-8-x2"], sets, ["float", "bicubic", *core], [4, 3, 2, 6, 8])
-    cells += grid(["edsr-8-x2"], sets, [*presets, *one_sided], [4])
-    cells += grid(["edsr-x2"], sets, ["float", "bicubic", *core], [4])
-    cells += grid(fours, sets, ["float", "bicubic", *core], [4, 3, 6, 8])
-    for name, limit in few:
-        cells += grid(["edsr-8-x2"], [name], ["float"], [32], limit=limit)
-        cells += grid(["edsr-8-x2"], [name], ["dfsq"], [4], range(5), limit)
+    one_sided = [f"{name}-w" for name in ("dfsq", "dfsq-subset", "dfsq-exact")]
+    one_sided += [f"{name}-a" for name in ("dfsq", "dfsq-points", "dfsq-exact")]
+    one_sided += ["uniform-minmax-a", "free-a"]
+    cells = grid([main], sets, plain + core, [4, 3, 2])
+    cells += grid([main], sets, presets + one_sided, [4])
+    cells += grid(["edsr-x2"], sets, plain + core, [4])
+    for bits in (4, 3, 6, 8):
+        cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
+    cells += grid([main], sets, core, [6, 8])
+    for name, limit in (("Set5", None), ("Set14", None), ("Urban100", 20)):
+        cells += grid([main], [name], ["float"], [32], limit=limit)
+        cells += grid([main], [name], ["dfsq"], [4], range(5), limit)
         for draw in range(5):
-            cells += grid(["edsr-8-x2"], [name], ["dfsq-points"], [4], limit=limit, draw=draw)
-    cells += grid(["edsr-8-x2"], sets, core, [4], layers="all")
+            cells += grid(
+                [main], [name], ["dfsq-points", "dfsq-exact"], [4], limit=limit, draw=draw
+            )
+    cells += grid([main], sets, core, [4], layers="all")
     cells += grid(["edsr-x2"], sets, core, [3, 2, 6, 8])
+    cells += ablation_grid()
     return list(dict.fromkeys(cells))
+
+
+#: One ingredient of the default method less, one more than the released method, and variations.
+ABLATIONS = (
+    "dfsq",
+    "dfsq:bias_correction=true",
+    "dfsq-points",
+    "dfsq-points:error_units=output",
+    "dfsq-points:weights=subset",
+    "dfsq-points:compensation=true",
+    "dfsq-points:least_squares=true,compensation=true",
+    "dfsq-exact",
+    "dfsq-exact:selector=kmeans-hist",
+    "dfsq-exact:error_units=normalized",
+    "dfsq-exact:weights=minmax",
+    "dfsq-exact:least_squares=false",
+    "dfsq-exact:compensation=false",
+    "dfsq-exact:scale_search=false",
+    "dfsq-exact:bias_correction=false",
+    "dfsq-exact:damping=0.001",
+    "dfsq-exact:damping=0.1",
+    "dfsq-exact:order=given",
+    "dfsq-exact:sequential=true",
+    "dfsq-exact:words=2",
+    "dfsq-exact:selector=free",
+    "dfsq-budget",
+)
+
+
+def ablation_grid(bits=(4,)):
+    """The cells of the ablations: EDSR-8 on Set5 and the first 8 images of Urban100."""
+    cells = []
+    for name, limit in (("Set5", None), ("Urban100", 8)):
+        cells += grid(["edsr-8-x2"], [name], ["float", *ABLATIONS], bits, limit=limit)
+    return cells
 
 
 class Store:
@@ -312,6 +355,21 @@ def config_digest(config):
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
+def _parsed(method):
+    """A preset's name, and the fields that differ."""
+    name, _, text = method.partition(":")
+    changes = {}
+    for part in filter(None, text.split(",")):
+        field, equals, value = part.partition("=")
+        if not equals or field not in {f.name for f in fields(Config)}:
+            raise ValueError(f"{method}: {part!r} must be FIELD=VALUE with a field of dfsq.Config")
+        try:
+            changes[field] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[field] = value
+    return name, changes
+
+
 def _file_digest(function):
     """Digest of the file of a user's function."""
     return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
@@ -385,7 +443,8 @@ class Bench:
         """The configuration of a cell, with the network's layers, which its rows are keyed by."""
         model = self.model(cell.model)
         layers = getattr(model, "body_layers", None)
-        config = Config.preset(cell.method, cell.bits, seed=cell.seed, layers=layers)
+        name, changes = _parsed(cell.method)
+        config = Config.preset(name, cell.bits, **({"seed": cell.seed, "layers": layers} | changes))
         return with_all_layers(config, model) if cell.layers == "all" else config
 
     def quantized(self, cell):

@@ -35,6 +35,8 @@ COLORS = {
     "dfsq": ORANGE,
     "dfsq-points": SKY,
     "dfsq-subset": BLUE,
+    "dfsq-exact": GREEN,
+    "dfsq-budget": "#00573F",
     "uniform-minmax": PURPLE,
     "uniform-norm": RED,
     "sq": YELLOW,
@@ -42,8 +44,8 @@ COLORS = {
 STATIC_COLOR = "#9A9A9A"
 MARKERS = {
     "exact": "o", "kmeans": "s", "kmeans-hist": "D", "exhaustive": "^", "free": "v",
-    "dfsq": "s", "dfsq-points": "D", "dfsq-subset": "o", "uniform-minmax": "v",
-    "uniform-norm": "^", "sq": "P",
+    "dfsq": "s", "dfsq-points": "D", "dfsq-subset": "o", "dfsq-exact": "*", "dfsq-budget": "X",
+    "uniform-minmax": "v", "uniform-norm": "^", "sq": "P",
 }  # fmt: skip
 
 
@@ -312,6 +314,30 @@ def psnr_by_bits(table, float_psnr, bicubic_psnr=None):
         span = float_psnr - bicubic_psnr
         axis.set_ylim(max(axis.get_ylim()[0], bicubic_psnr - 0.6 * span), float_psnr + 0.08 * span)
     axis.legend(loc="lower right", fontsize=10)
+    return figure
+
+
+def errors_by_bits(table):
+    """Relative squared error of selection against bits, a panel a layer, a line a universal set.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``set``, ``bits``, ``error``.
+    """
+    layers, sets = list(table.layer.unique()), list(table.set.unique())
+    figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4.2), sharey=True)
+    palette = dict(zip(sets, (YELLOW, ORANGE, RED, BLUE, PURPLE, GREEN, BLACK), strict=False))
+    for axis, layer in zip(np.atleast_1d(axes), layers, strict=True):
+        for name in sets:
+            part = table[(table.layer == layer) & (table.set == name)].sort_values("bits")
+            style = "--" if name == "free" else "-"
+            axis.plot(part.bits, part.error, style, marker="o", color=palette[name], label=name)
+        axis.set_yscale("log")
+        axis.set_title(layer)
+        _bits_axis(axis, table.bits)
+    np.atleast_1d(axes)[0].set_ylabel("relative squared error\n(lower is better)")
+    np.atleast_1d(axes)[0].legend(fontsize=10)
     return figure
 
 

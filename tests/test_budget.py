@@ -1,0 +1,191 @@
+"""Budgeted widths: the error curves, the allocation, the plan of a network."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dfsq
+from dfsq.budget import allocate, plan, sensitivities
+from dfsq.calibration import calibrate
+from dfsq.selection import error_curves, select_channels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_error_curves_are_the_errors_of_exact_selection(signed):
+    generator = np.random.default_rng(0)
+    samples = np.clip(generator.laplace(0, 0.2, (4, 300)), -1, 1)
+    samples = samples if signed else np.abs(samples)
+    weights = generator.uniform(0, 2, 300)
+    universal = dfsq.universal_set("dfsq", signed=signed)
+    curves = error_curves(samples, 40, universal, weights=weights)
+    assert curves.shape == (4, 40)
+    assert (np.diff(curves, axis=1) <= 1e-12).all()
+    for k in (1, 2, 3, 5, 16, 40):
+        found = select_channels(samples, k=k, universal=universal, weights=weights)
+        np.testing.assert_allclose(curves[:, k - 1], [s.sse for s in found], rtol=1e-8, atol=1e-10)
+
+
+def test_error_curves_end_with_the_universal_set():
+    curves = error_curves(np.linspace(-1, 1, 50)[None], 10_000, dfsq.universal_set("sq"))
+    assert curves.shape[1] == len(dfsq.universal_set("sq"))
+
+
+def test_curves_of_constant_and_empty_channels():
+    curves = error_curves(np.zeros((2, 9)), 4)
+    assert (curves == 0).all()
+    with pytest.raises(ValueError, match="NaN"):
+        error_curves(np.array([[np.nan, 0.0]]), 4)
+
+
+def brute(errors, sizes, bits):
+    width = np.log2(np.arange(2, errors.shape[1] + 1))
+    best = np.inf
+    for chosen in product(range(len(width)), repeat=len(errors)):
+        chosen = np.array(chosen)
+        if sizes @ width[chosen] <= bits * sizes.sum() * (1 + 1e-12):
+            best = min(best, errors[np.arange(len(errors)), chosen + 1].sum())
+    return best
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_allocation_keeps_to_the_budget_and_is_near_the_optimum(seed):
+    generator = np.random.default_rng(seed)
+    power = generator.uniform(0.01, 3, 4)
+    # as of quantization: a convex curve, the inverse square of the number of points
+    errors = power[:, None] / np.arange(1, 9.0) ** 2
+    sizes = generator.choice([10.0, 20, 30], 4)
+    bits = generator.uniform(1.2, 2.8)
+    points = allocate(errors, sizes, bits)
+    assert sizes @ np.log2(points) <= bits * sizes.sum() * (1 + 1e-9)
+    assert (points >= 2).all()
+    found = errors[np.arange(4), points - 1].sum()
+    # the optimum of the relaxed problem is at most one step of one channel away
+    assert brute(errors, sizes, bits) <= found + 1e-12
+    assert found <= brute(errors, sizes, bits) + np.max(errors[:, 1] - errors[:, 2])
+
+
+def test_allocation_beats_equal_widths():
+    generator = np.random.default_rng(1)
+    errors = np.exp(generator.normal(0, 2, 50))[:, None] / np.arange(1, 65.0) ** 2
+    points = allocate(errors, np.ones(50), 3)
+    assert np.log2(points).mean() <= 3 + 1e-9
+    assert errors[np.arange(50), points - 1].sum() < 0.8 * errors[:, 7].sum()
+
+
+def test_equal_channels_get_equal_widths():
+    points = allocate(np.ones((6, 1)) / np.arange(1, 65.0) ** 2, np.ones(6), 4)
+    assert (points == 16).all()
+
+
+def test_a_channel_without_error_gets_little():
+    errors = np.stack([np.zeros(64), 1 / np.arange(1, 65.0) ** 2])
+    points = allocate(errors, np.ones(2), 3)
+    assert points[0] == 2
+    assert points[1] == 32
+
+
+def test_all_points_where_the_budget_allows():
+    assert (allocate(1 / np.arange(1, 9.0)[None] ** 2, np.ones(1), 8) == 8).all()
+
+
+@pytest.mark.parametrize(
+    ("errors", "sizes", "bits"),
+    [
+        (np.ones((2, 4)), np.ones(3), 2),
+        (np.ones(4), np.ones(4), 2),
+        (np.ones((2, 4)), np.ones(2), 0),
+    ],
+)
+def test_bad_allocations(errors, sizes, bits):
+    with pytest.raises(ValueError, match=r"do not fit|at least 1"):
+        allocate(errors, sizes, bits)
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2)]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    for p in net.parameters():
+        p.requires_grad_(False)
+    return net
+
+
+def images(count=4, side=24):
+    noise = torch.rand(count, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(noise, scale_factor=4, mode="bicubic").clamp(0, 1)
+
+
+def test_sensitivity_of_a_linear_network_is_its_gain():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False))
+    net[0].weight.data.fill_(1.0)
+    net[1].weight.data.fill_(3.0)
+    gains = sensitivities(net, ["0", "1"], [torch.rand(1, 1, 9, 9)])
+    assert gains["0"] == pytest.approx(9, rel=1e-3)
+    assert gains["1"] == pytest.approx(1, rel=1e-3)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_plan_keeps_to_both_budgets(bits):
+    net, config = network(), dfsq.Config.preset("dfsq-budget", bits)
+    calibration = calibrate(net, images(), config, progress=False)
+    points = plan(net, {name: config for name in ("0", "2", "4")}, calibration)
+    for side, sizes in ((0, None), (1, [27, 36, 72])):
+        chosen = [points[name][side] for name in ("0", "2", "4")]
+        weights = [1] * 3 if sizes is None else sizes
+        total = sum(size * np.log2(k).sum() for size, k in zip(weights, chosen, strict=True))
+        count = sum(size * len(k) for size, k in zip(weights, chosen, strict=True))
+        assert total / count <= bits + 1e-9
+        assert total / count > bits - 0.2
+    assert [len(points[name][0]) for name in ("0", "2", "4")] == [3, 8, 8]
+    assert [len(points[name][1]) for name in ("0", "2", "4")] == [8, 8, 3]
+
+
+def test_networks_have_the_planned_points(tmp_path):
+    net = network()
+    made = dfsq.quantize(net, images(), dfsq.Config.preset("dfsq-budget", 3), progress=False)
+    widths = set()
+    for name in ("0", "2", "4"):
+        conv = made.get_submodule(name)
+        levels = torch.isfinite(conv.levels).sum(1)
+        widths |= set(levels.tolist())
+        assert (conv.codes.flatten(1).amax(1) < levels).all()
+        assert torch.isfinite(conv.weight).all()
+    assert len(widths) > 1
+    dfsq.save(made, tmp_path / "q.safetensors")
+    again = dfsq.load(tmp_path / "q.safetensors", net)
+    x = torch.rand(1, 3, 20, 21)
+    assert torch.equal(made(x), again(x))
+
+
+def test_a_budget_leaves_less_error_than_equal_widths():
+    """On a network whose channels differ a hundredfold in range and in weight."""
+    net = network()
+    scale = torch.logspace(-1, 1, 8)
+    net[0].weight.data *= scale[:, None, None, None]
+    x = images(2, 32)
+    error = {}
+    for preset in ("dfsq-exact", "dfsq-budget"):
+        made = dfsq.quantize(net, images(), dfsq.Config.preset(preset, 2), progress=False)
+        error[preset] = float((made(x) - net(x)).square().mean())
+    assert error["dfsq-budget"] < error["dfsq-exact"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selector": "kmeans"},
+        {"weights": "minmax"},
+        {"error_units": "normalized"},
+        {"sequential": True},
+    ],
+)
+def test_what_a_budget_goes_with(changes):
+    field, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=rf"budget=True goes with {field}=.*, not {value!r}"):
+        dfsq.Config.preset("dfsq-budget", **changes)
