@@ -304,7 +304,7 @@ def test_nothing_to_make_up_for_between_independent_inputs(order):
 @pytest.mark.parametrize("count", [3, 4, 16])
 def test_never_worse_than_the_nearest_levels(count, order):
     total = np.zeros(2)
-    for seed in range(40):
+    for seed in range(30):
         conv, second, generator = linear(9, 16, seed)
         w = conv.weight.numpy().reshape(16, 9)
         statistics = of_moments(conv, second)
@@ -372,7 +372,7 @@ def with_points(conv, fit, check, bits, **options):
     return compensate(conv, fit, check, points=points, universal=universal_set(), **options)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_another_scale_only_where_it_is_better_on_held_out_images(bits, monkeypatch):
     """By plain rounding, so that each scale's result is seen."""
     conv, second, generator = linear(12, 12, bits)
@@ -469,7 +469,7 @@ def test_no_other_bias_where_none_is_wanted():
 
 
 @pytest.mark.parametrize("bits", [2, 8])
-@pytest.mark.parametrize("kind", ["plain", "depthwise", "1x1", "no bias"])
+@pytest.mark.parametrize("kind", ["depthwise", "1x1", "no bias"])
 @pytest.mark.parametrize("case", ["dead", "all dead", "flat", "constant rows", "zero rows"])
 def test_hard_cases(case, kind, bits):
     conv, images = make_conv(kind), smooth(2)
@@ -508,7 +508,7 @@ def test_hard_cases(case, kind, bits):
 @pytest.mark.parametrize("size", [1, 255])
 def test_constant_inputs(kind, size):
     """There is nothing to learn from them but the means."""
-    for seed in range(4):
+    for seed in range(2):
         conv = make_conv(kind, seed)
         flat = torch.rand(2, 4, 1, 1, generator=torch.Generator().manual_seed(seed))
         statistics = [gathered(conv, x[None]) for x in size * flat.expand(2, 4, 14, 11)]

@@ -12,7 +12,8 @@ from dfsq.sr.models.rlfn import RLFN
 from dfsq.sr.models.srresnet import SRResNet
 from dfsq.sr.mxnet import read_mxnet
 from dfsq.sr.zoo import ENTRIES, from_state, load_model
-from dfsq.study.benchmark import evaluate
+from dfsq.study.benchmark import RESULTS_FOLDER, Bench, Cell, Store, evaluate, row_id
+from dfsq.study.tables import whole_sets
 
 PUBLISHED = [  # name, set, PSNR-Y as published for the weights
     ("edsr-8-x2", "Set5", 37.801),
@@ -169,3 +170,17 @@ def test_a_folder_in_the_usual_layouts(tmp_path):
     image.save(tmp_path / "b" / "x.bmp")
     first, second = (dfsq.sr.load_dataset(tmp_path / n, 2)[0] for n in "ab")
     assert np.array_equal(first.hr, second.hr)
+
+
+def test_rows_drawn_from_the_tables_hold(dfsq_data):
+    """Three rows on Set5, drawn anew in each run, computed again."""
+    rows = whole_sets(Store(RESULTS_FOLDER).results)
+    rows = rows[(rows.dataset == "Set5") & (rows.method != "bicubic")]
+    # from the system's own randomness: the tests' seeds must not fix the draw
+    for row in rows.sample(3, random_state=np.random.default_rng()).to_dict("records"):
+        cell = Cell(
+            **{name: row[name] for name in ("model", "dataset", "method", "bits", "layers")}
+        )
+        bench = Bench(device="cpu")
+        assert row_id(bench.key(cell)) == row["id"], cell  # weights, pixels and crops are the same
+        assert bench.compute(cell).psnr.mean() == pytest.approx(row["psnr"], abs=1e-3), cell

@@ -1,0 +1,195 @@
+"""Tables of results: what is shown, what is marked, what is missing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfsq.sr.datasets import BENCHMARK_SETS
+from dfsq.study import tables
+from dfsq.study.benchmark import KEY, METHOD_VERSION, RESULTS_FOLDER, Cell, Store, standard_grid
+
+
+def row(method, bits, psnr, **other):
+    values = dict.fromkeys(KEY, "x") | {
+        "model": "net", "dataset": "Set5", "images": 5, "layers": "body", "method": method,
+        "bits": bits, "seed": 0, "draw": 0, "method_version": 1, "protocol_version": 1,
+        "psnr": psnr, "ssim": 0.9,
+    }  # fmt: skip
+    values |= other
+    return values | {"id": "|".join(str(values[k]) for k in ("dataset", "method", "bits"))}
+
+
+@pytest.fixture
+def rows():
+    found = [row("float", 32, 38.0), row("bicubic", 32, 33.0), row("free", 4, 37.95)]
+    found += [row(m, 4, p) for m, p in (("dfsq", 37.8), ("dfsq-points", 37.9), ("sq", 37.0))]
+    return pd.DataFrame([*found, row("dfsq", 2, 34.0), row("sq", 2, 33.5)])
+
+
+@pytest.fixture
+def images(rows):
+    generator = np.random.default_rng(0)
+    offsets = generator.normal(0, 3, 5)
+    parts = []
+    for r in rows.itertuples():
+        psnr = r.psnr + offsets - offsets.mean()
+        if r.method not in ("float", "bicubic"):
+            psnr = psnr + np.array([-0.02, -0.01, 0, 0.01, 0.02])
+        names = list("abcde")
+        parts.append(pd.DataFrame({"id": r.id, "image": names, "psnr": psnr, "ssim": 0.9}))
+    return pd.concat(parts)
+
+
+def test_losses_are_paired(rows, images):
+    """Images differ by decibels, their losses by hundredths: the interval knows the latter only."""
+    shuffled = images.sample(frac=1, random_state=1)
+    found = tables.losses(rows, shuffled).set_index(["method", "bits"])
+    assert list(found.index) == [
+        ("free", 4), ("dfsq", 4), ("dfsq-points", 4), ("sq", 4), ("dfsq", 2), ("sq", 2),
+    ]  # fmt: skip
+    assert found.loss["dfsq", 4] == pytest.approx(0.2)
+    assert 0.17 < found.low["dfsq", 4] < 0.2 < found.high["dfsq", 4] < 0.23
+
+
+def test_intervals():
+    low, high = tables.interval(np.arange(101.0))
+    assert 43 < low < 46 < 54 < high < 57
+    assert tables.interval([2.0]) == tables.interval([2.0, 2.0]) == (2.0, 2.0)
+    assert tables.interval([1.0, 3.0]) == (1.0, 3.0)
+    for bad in ([], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="finite"):
+            tables.interval(bad)
+
+
+def test_best_and_second_best_are_marked(rows):
+    styled = tables.by_dataset(
+        rows, "psnr", "{psnr:.1f}", ["float", "bicubic", "free", "dfsq", "dfsq-points", "sq"]
+    )
+    html = styled.to_html()
+    table = styled.data
+    assert list(table.index) == [
+        (32, "float"), (32, "bicubic"), (4, "free"), (4, "dfsq"), (4, "dfsq-points"), (4, "sq"),
+        (2, "dfsq"), (2, "sq"),
+    ]  # fmt: skip
+    assert table.loc[(4, "dfsq-points"), "Set5"] == "37.9"
+    marks = {place: dict(style) for place, style in styled._compute().ctx.items() if style}
+    assert marks == {(4, 0): {"font-weight": "bold"}, (3, 0): {"text-decoration": "underline"}}
+    assert "bold" in html
+
+
+def test_least_loss_is_best(rows, images):
+    lost = tables.losses(rows, images)
+    styled = tables.by_dataset(lost, "loss", "{loss:.2f}", ["dfsq", "dfsq-points", "sq"])
+    marks = {place: dict(style) for place, style in styled._compute().ctx.items() if style}
+    assert styled.data.index[1] == (4, "dfsq-points")
+    assert marks[1, 0] == {"font-weight": "bold"}
+
+
+def test_only_whole_sets_of_this_version(rows):
+    other = [
+        row("dfsq", 3, 1.0, images=4),
+        row("dfsq", 3, 1.0, method_version=METHOD_VERSION + 1),
+        row("dfsq", 3, 1.0, seed=1),
+        row("dfsq", 3, 1.0, draw=1),
+        row("dfsq", 3, 1.0, dataset="photographs"),
+    ]
+    found = tables.whole_sets(pd.concat([rows, pd.DataFrame(other)]))
+    assert found.id.tolist() == rows.id.tolist()
+
+
+def test_a_stale_row_is_refused(rows):
+    stale = pd.DataFrame([row("dfsq", 4, 37.7, weights_digest="y")])
+    with pytest.raises(ValueError, match="two rows of net, Set5, dfsq, 4 bits stand"):
+        tables.whole_sets(pd.concat([rows, stale]))
+
+
+def test_what_is_absent():
+    grid = standard_grid()
+    sizes = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100}
+    held = pd.DataFrame(
+        [
+            row(c.method, c.bits, 30.0, model=c.model, dataset=c.dataset, layers=c.layers,
+                seed=c.seed, draw=c.draw, images=c.limit or sizes[c.dataset])
+            for c in grid
+        ]
+    )  # fmt: skip
+    assert tables.absent(held).empty
+    gone = held[(held.method != "sq") & ~((held.model == "imdn-x2") & (held.bits == 8))]
+    found = tables.absent(gone).set_index(["model", "method"])
+    assert set(found.index.get_level_values("model")) == {"edsr-8-x2", "imdn-x2"}
+    assert found.loc[("edsr-8-x2", "sq")].dataset.startswith("Set5, Set14")
+    assert set(found.loc["imdn-x2"].bits) == {"8"}
+
+
+def test_the_standard_grid_has_what_the_tables_promise():
+    cells = set(standard_grid())
+    for name in BENCHMARK_SETS:
+        for method in ("dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"):
+            assert {Cell("edsr-8-x2", name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
+            for model in ("srresnet-8-x4", "imdn-x2", "imdn-x4"):
+                assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3)} <= cells
+        assert Cell("edsr-8-x2", name, "free-a", 4) in cells
+    assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
+    assert {
+        Cell("edsr-8-x2", "Urban100", "dfsq-points", 4, limit=20, draw=d) for d in range(5)
+    } <= cells
+
+
+def test_published_values_have_a_protocol_and_a_source():
+    table = tables.published()
+    assert len(table) >= 8
+    for column in ("method", "network", "layers", "activations", "tuning", "source"):
+        assert (table[column].str.len() > 0).all(), column
+    assert table[list(BENCHMARK_SETS)].notna().all(axis=None)
+    assert not table.method.str.contains("DFSQ").any()  # its tables could not be read
+
+
+# --- the committed tables ---
+
+#: Full precision by the published protocol.
+PUBLISHED = {
+    ("edsr-8-x2", "Set5"): 37.801,
+    ("edsr-8-x2", "Set14"): 33.373,
+    ("edsr-8-x2", "B100"): 32.046,
+    ("edsr-8-x2", "Urban100"): 31.516,
+    ("srresnet-8-x4", "Set5"): 31.882,
+    ("srresnet-8-x4", "Set14"): 28.429,
+    ("imdn-x2", "Set5"): 37.996,
+    ("imdn-x2", "Set14"): 33.627,
+    ("imdn-x4", "Set5"): 32.209,
+    ("imdn-x4", "Set14"): 28.582,
+}
+
+
+def test_standing_float_rows_agree_with_the_published_ones():
+    rows = tables.whole_sets(Store(RESULTS_FOLDER).results)
+    full = rows[rows.method == "float"].set_index(["model", "dataset"]).psnr
+    found = [key for key in PUBLISHED if key in full.index]
+    assert ("edsr-8-x2", "Urban100") in found
+    for key in found:
+        assert full[key] == pytest.approx(PUBLISHED[key], abs=0.01), key
+
+
+def test_standing_rows_are_whole():
+    """Each has its images, whose mean it is, and its provenance."""
+    store = Store(RESULTS_FOLDER)
+    assert store.results.id.is_unique
+    assert set(store.results.id) == set(store.provenance.id) == set(store.images.id)
+    means = store.images.groupby("id")[["psnr", "ssim"]].mean()
+    counts = store.images.groupby("id").size()
+    rows = store.results.set_index("id")
+    np.testing.assert_allclose(rows.psnr, means.psnr[rows.index], atol=2e-6)
+    np.testing.assert_allclose(rows.ssim, means.ssim[rows.index], atol=2e-6)
+    assert (rows.images == counts[rows.index]).all()
+
+
+def test_the_default_never_loses_more_than_the_released_method():
+    """Of the standing rows: the default never loses more than the released method."""
+    store = Store(RESULTS_FOLDER)
+    psnr = tables.whole_sets(store.results)
+    psnr = psnr[psnr.layers == "body"].set_index(["model", "dataset", "bits", "method"]).psnr
+    ours = psnr.xs("dfsq-exact", level="method")
+    released = psnr.xs("dfsq", level="method")
+    common = ours.index.intersection(released.index)
+    assert len(common) >= 4
+    assert (ours[common] >= released[common] - 0.01).all(), (ours - released)[common]
