@@ -26,6 +26,7 @@ SCALES = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1)
 RIDGES = (1e-2, 1e-3, 1e-4, 1e-5)
 #: Patches of each calibration image that the statistics are taken from.
 PATCHES = 8192
+#: Most sweeps of the refinement; two or three are the rule.
 SWEEPS = 4
 
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from .universal import universal_set, universal_words
 
-FORMAT = 1
+FORMAT = 2
 BITS = (*range(2, 9), 32)
 WEIGHTS = ("minmax", "mse", "subset")
 NORMALIZATIONS = ("center-max", "minmax", "static-tensor", "static-channel")

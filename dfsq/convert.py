@@ -283,7 +283,8 @@ def _gather(model, names, batches):
             x = arguments[0].detach().float()
             q = x if module.activation is None else module.activation(x)
             for part in parts:
-                gathered[name][part].add(x, q, generators[name])
+                for a, b in zip(x.split(1), q.split(1), strict=True):
+                    gathered[name][part].add(a, b, generators[name])
 
         return observe
 
@@ -295,6 +296,11 @@ def _gather(model, names, batches):
     finally:
         for hook in hooks:
             hook.remove()
+    for name, (fit, check) in gathered.items():
+        if not fit.count + check.count:
+            raise ValueError(f"layer {name!r} was not run on the calibration images; exclude it")
+        if not fit.count or not check.count:  # a branch that few images take
+            gathered[name] = (fit, fit) if fit.count else (check, check)
     return gathered
 
 

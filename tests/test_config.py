@@ -23,14 +23,14 @@ CONFIGS = [
 def test_json_round_trip(config):
     assert Config.from_json(config.to_json()) == config
     assert hash(Config.from_json(config.to_json())) == hash(config)
-    assert json.loads(config.to_json())["format"] == 1
+    assert json.loads(config.to_json())["format"] == 2
 
 
 def test_files_that_are_not_of_this_format():
     values = json.loads(Config().to_json())
-    with pytest.raises(ValueError, match="format must be 1, not 2; update dfsq"):
-        Config.from_json(json.dumps(values | {"format": 2}))
-    with pytest.raises(ValueError, match="format must be 1, not None"):
+    with pytest.raises(ValueError, match="format must be 2, not 3; update dfsq"):
+        Config.from_json(json.dumps(values | {"format": 3}))
+    with pytest.raises(ValueError, match="format must be 2, not None"):
         Config.from_json("{}")
     with pytest.raises(ValueError, match="unknown field in a configuration: clip, rounding"):
         Config.from_json(json.dumps(values | {"rounding": 1, "clip": 2}))
