@@ -255,10 +255,12 @@ ABLATIONS = (
 
 def ablation_grid(bits=(4,)):
     """The cells of the ablations: EDSR-8 on Set5 and the first 8 images of Urban100."""
-    cells = []
-    for name, limit in (("Set5", None), ("Urban100", 8)):
-        cells += grid(["edsr-8-x2"], [name], ["float", *ABLATIONS], bits, limit=limit)
-    return cells
+    return [
+        cell
+        for method in ("float", *ABLATIONS)
+        for name, limit in (("Set5", None), ("Urban100", 8))
+        for cell in grid(["edsr-8-x2"], [name], [method], bits, limit=limit)
+    ]
 
 
 class Store:

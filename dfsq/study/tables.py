@@ -66,8 +66,8 @@ def absent(results):
     Returns
     -------
     pandas.DataFrame
-        A row a network, choice of layers and method; ``bits`` and ``dataset`` list what is
-        missing.
+        Columns ``model``, ``layers``, ``bits``, ``dataset`` and ``method``; rows that differ in
+        one of the last three only are listed as one.
     """
     current = results[
         (results.method_version == METHOD_VERSION) & (results.protocol_version == PROTOCOL_VERSION)
@@ -84,11 +84,19 @@ def absent(results):
         [{n: getattr(c, n) for n in names[:-1]} for c in missing], columns=names[:-1]
     )
 
+    other = (table.seed > 0) | (table.draw > 0)
+    table.loc[other, "method"] += " (other seeds or draws)"
+
     def listed(values):
         return ", ".join(map(str, dict.fromkeys(values)))
 
-    grouped = table.groupby(["model", "layers", "method"], sort=False)
-    return grouped.agg({"bits": listed, "dataset": listed}).reset_index()
+    for columns, column in (
+        (["model", "layers", "method", "bits"], "dataset"),
+        (["model", "layers", "method", "dataset"], "bits"),
+        (["model", "layers", "bits", "dataset"], "method"),
+    ):
+        table = table.groupby(columns, sort=False)[column].agg(listed).reset_index()
+    return table
 
 
 def losses(rows, images):
