@@ -478,3 +478,28 @@ def test_rows_of_a_users_network_are_keyed_by_its_file(bench, cell, tmp_path, co
     network.write_text("# another")
     assert run(bench(), of_file).id[0] != first
     assert len(computed) == 2
+
+
+def test_methods_with_fields_that_differ(bench, cell):
+    made = bench()
+    method = "dfsq-exact:least_squares=false,damping=0.1,order=given,words=2,seed=3"
+    config = made.config(replace(cell, method=method))
+    plain = made.config(replace(cell, method="dfsq-exact"))
+    assert config == replace(
+        plain, least_squares=False, damping=0.1, order="given", words=2, seed=3
+    )
+    keys = [made.key(replace(cell, method=m)) for m in (method, "dfsq-exact")]
+    assert keys[0]["config_digest"] != keys[1]["config_digest"]
+    row = run(made, replace(cell, method="dfsq-points:weights=mse")).iloc[0]
+    assert row.method == "dfsq-points:weights=mse"
+    for bad in ("dfsq-exact:dampings=1", "dfsq-exact:damping"):
+        with pytest.raises(ValueError, match=r"must be FIELD=VALUE with a field of dfsq.Config"):
+            made.config(replace(cell, method=bad))
+    with pytest.raises(ValueError, match="damping must be between 0 and 1"):
+        made.config(replace(cell, method="dfsq-exact:damping=2.0"))
+
+
+def test_every_ablation_is_a_configuration(bench, cell):
+    made = bench()
+    configs = [made.config(replace(cell, method=method)) for method in benchmark.ABLATIONS]
+    assert len(set(configs)) == len(configs)

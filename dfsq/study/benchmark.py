@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from itertools import product
@@ -139,34 +140,42 @@ def evaluate(model, pairs, on_image=None):
     pandas.DataFrame
         A row an image: ``image``, ``psnr`` in dB, ``ssim``.
     """
-    keep_freed_memory()
     rows = []
-    for pair in pairs:
-        result = upscale(model, pair.lr)
-        rows.append(
-            {
-                "image": pair.name,
-                "psnr": psnr_y(result, pair.hr, model.scale),
-                "ssim": ssim_y(result, pair.hr, model.scale),
-            }
-        )
-        if on_image is not None:
-            on_image(pair)
+    with freed_memory_kept():
+        for pair in pairs:
+            result = upscale(model, pair.lr)
+            rows.append(
+                {
+                    "image": pair.name,
+                    "psnr": psnr_y(result, pair.hr, model.scale),
+                    "ssim": ssim_y(result, pair.hr, model.scale),
+                }
+            )
+            if on_image is not None:
+                on_image(pair)
     return pd.DataFrame(rows)
 
 
-def keep_freed_memory():
-    """Tell glibc not to hand large blocks back to the system after each use.
+@contextmanager
+def freed_memory_kept():
+    """Within this, glibc does not hand large blocks back to the system after each use.
 
     Every feature map would otherwise be mapped and zeroed anew by the kernel, which takes as long
-    as the convolutions themselves.
+    as the convolutions themselves. At the end all that is free is handed back.
     """
-    if sys.platform == "linux":
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libraries have none
-        if mallopt is not None:
-            mallopt(trim_threshold, -1)
-            mallopt(mmap_max, 0)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):  # other systems and libraries have no such setting
+        yield
+        return
+    trim_threshold, mmap_max, default = -1, -4, 65536  # as in malloc.h
+    libc.mallopt(trim_threshold, -1)
+    libc.mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.mallopt(mmap_max, default)
+        libc.malloc_trim(0)
 
 
 def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):

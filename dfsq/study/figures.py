@@ -370,6 +370,7 @@ def losses_by_bits(table):
         axis.yaxis.set_minor_locator(NullLocator())
         axis.set_title(dataset)
         _bits_axis(axis, table.bits)
+        axis.label_outer()
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
@@ -407,6 +408,7 @@ def losses_by_method(table):
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_yticks(range(len(methods)), list(reversed(methods)))
+        axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_title(dataset)
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()
