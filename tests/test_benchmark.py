@@ -503,3 +503,8 @@ def test_every_ablation_is_a_configuration(bench, cell):
     made = bench()
     configs = [made.config(replace(cell, method=method)) for method in benchmark.ABLATIONS]
     assert len(set(configs)) == len(configs)
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="device must be cpu.* not 'abacus'"):
+        Bench(Store(tmp_path), device="abacus")

@@ -398,14 +398,22 @@ class Bench:
     crop_size : int, optional
         Their side in LR pixels; 192 HR pixels by default.
     device : str, optional
-        As PyTorch names it; a GPU by default, if there is one.
+        ``"cpu"`` or ``"cuda"``; a GPU by default, if there is one.
+
+    Raises
+    ------
+    ValueError
+        For a device that is not there.
     """
 
     def __init__(self, store=None, crops=32, crop_size=None, device=None):
         self.store = Store() if store is None else store
         self.crops = crops
         self.crop_size = crop_size
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        self.device = device or here[-1]
+        if self.device not in here:
+            raise ValueError(f"device must be {' or '.join(here)} on this machine, not {device!r}")
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
         self._calibration = self._quantized = (None, None)  # the last one, with its key
