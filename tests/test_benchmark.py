@@ -506,5 +506,5 @@ def test_every_ablation_is_a_configuration(bench, cell):
 
 
 def test_a_device_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="device must be cpu.* not 'abacus'"):
+    with pytest.raises(ValueError, match=r"device must be cpu.* not 'abacus'"):
         Bench(Store(tmp_path), device="abacus")
