@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def select_channels(data, *, k, method, universal, seed=0):
         location = folder if os.access(folder, os.W_OK) else None
     except OSError:
         location = None
-    remembered = Memory(location, verbose=0).cache(_select)
+    edges = None
     if isinstance(data, Histogram):
-        cells, edges = (data.count, data.total, data.squares), np.asarray(data.edges)
-        return remembered(_code_version(), cells, edges, k, method, universal, seed)
-    return remembered(_code_version(), data, None, k, method, universal, seed)
+        data, edges = (data.count, data.total, data.squares), np.asarray(data.edges)
+    remembered = Memory(location, verbose=0).cache(_select)
+    with warnings.catch_warnings():  # on a busy machine, of the time that hashing takes
+        warnings.filterwarnings("ignore", "Persisting input arguments")
+        return remembered(_code_version(), data, edges, k, method, universal, seed)

@@ -20,7 +20,8 @@ def network():
 @pytest.fixture(scope="module")
 def calibration(network):
     images = calibration_crops(scale=2, count=2, size=32)
-    return calibrate(network, images, Config(), keep_inputs=True, progress=False)
+    released = Config.preset("dfsq")
+    return calibrate(network, images, released, keep_inputs=True, progress=False)
 
 
 def select(layer, bits, method):
