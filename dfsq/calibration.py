@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .activations import center_max
 from .histogram import Histogram, edges_for
+from .memory import freed_memory_kept
 from .universal import universal_set
 
 
@@ -279,8 +280,9 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
             hooks = [modules[n].register_forward_pre_hook(o) for n, o in observers.items()]
             try:
                 bar = tqdm(batches, "calibrating", disable=not progress, unit="image")
-                for batch in bar:
-                    _forward(model, batch.to(first.device, first.dtype))
+                with freed_memory_kept():
+                    for batch in bar:
+                        _forward(model, batch.to(first.device, first.dtype))
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -67,18 +67,17 @@ class Statistics:
             padded = self._padded(values)
             if places is None:
                 places = self._places(padded, generator)
-            taken.append(
-                padded[0][:, places[0], places[1]].view(self.groups, -1, places[0].shape[1])
-            )
+            patches = padded[0].flatten(1).index_select(1, places.flatten())
+            taken.append(patches.view(self.groups, -1, places.shape[1]))
         # Products are summed in float32, hence about the image's means: where these are large, the
         # rounding of their squares would be more than what the inputs vary by.
-        means = [part.double().mean(2, keepdim=True).float() for part in taken]
-        a, b = (part - mean for part, mean in zip(taken, means, strict=True))
-        count = a.shape[2]
-        (m, s), (n, t) = (
-            (mean.double(), part.double().sum(2, keepdim=True))
-            for mean, part in zip(means, (a, b), strict=True)
-        )
+        a, b = taken
+        count, sums = a.shape[2], []
+        for part in taken:
+            mean = part.mean(2, keepdim=True, dtype=torch.float64).float()
+            part -= mean
+            sums.append((mean.double(), part.sum(2, keepdim=True, dtype=torch.float64)))
+        (m, s), (n, t) = sums
         for name, left, right, (m1, s1) in (("second", b, b, (n, t)), ("cross", a, b, (m, s))):
             product = (left @ right.transpose(1, 2)).double()
             product += s1 @ n.transpose(1, 2) + m1 @ (t + count * n).transpose(1, 2)
@@ -93,7 +92,7 @@ class Statistics:
         return functional.pad(x.detach().float(), conv._reversed_padding_repeated_twice, mode)
 
     def _places(self, padded, generator):
-        """Rows and columns of random patches in a padded map, each of shape (kH*kW, patches)."""
+        """Places of random patches in a flattened padded map, shape (kH*kW, patches)."""
         conv = self.conv
         reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         height, width = (
@@ -105,9 +104,9 @@ class Statistics:
         down, right = (
             d * torch.arange(k) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
         )
-        rows = (top + down[:, None, None]).expand(-1, len(right), -1)
-        columns = (left + right[:, None]).expand(len(down), -1, -1)
-        return [index.reshape(-1, len(chosen)).to(padded.device) for index in (rows, columns)]
+        rows, columns = top + down[:, None, None], left + right[:, None]
+        places = rows * padded.shape[3] + columns
+        return places.view(-1, len(chosen)).to(padded.device)
 
     def merged(self, other):
         """The statistics of both samples."""

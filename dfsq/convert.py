@@ -25,6 +25,7 @@ from .cache import select_channels
 from .calibration import Calibration, calibrate, digest_of, find_layers, needs_inputs
 from .compensation import Statistics, compensate
 from .config import Config
+from .memory import freed_memory_kept
 from .universal import universal_set
 from .weights import QuantizedWeight, quantize_weight
 
@@ -290,9 +291,11 @@ def _gather(model, names, batches):
 
     hooks = [conv.register_forward_pre_hook(observer(name)) for name, conv in modules.items()]
     try:
-        for i, batch in enumerate(batches):
-            parts[:] = (0, 1) if len(batches) == 1 else (int(i % 4 == 3 or i == len(batches) - 1),)
-            model(batch.to(first.device, first.dtype))
+        with freed_memory_kept():
+            for i, batch in enumerate(batches):
+                last = i == len(batches) - 1
+                parts[:] = (0, 1) if len(batches) == 1 else (int(i % 4 == 3 or last),)
+                model(batch.to(first.device, first.dtype))
     finally:
         for hook in hooks:
             hook.remove()

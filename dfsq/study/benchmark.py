@@ -5,14 +5,11 @@ determines the numbers, so that a row which stands never has to be computed agai
 is stale can stand. Rows are appended as they finish; a killed run loses the row in work.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import platform
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from itertools import product
@@ -29,6 +26,7 @@ from ..calibration import Calibration, calibrate, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
+from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
@@ -154,28 +152,6 @@ def evaluate(model, pairs, on_image=None):
             if on_image is not None:
                 on_image(pair)
     return pd.DataFrame(rows)
-
-
-@contextmanager
-def freed_memory_kept():
-    """Within this, glibc does not hand large blocks back to the system after each use.
-
-    Every feature map would otherwise be mapped and zeroed anew by the kernel, which takes as long
-    as the convolutions themselves. At the end all that is free is handed back.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):  # other systems and libraries have no such setting
-        yield
-        return
-    trim_threshold, mmap_max, default = -1, -4, 65536  # as in malloc.h
-    libc.mallopt(trim_threshold, -1)
-    libc.mallopt(mmap_max, 0)
-    try:
-        yield
-    finally:
-        libc.mallopt(trim_threshold, 128 * 1024)
-        libc.mallopt(mmap_max, default)
-        libc.malloc_trim(0)
 
 
 def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
