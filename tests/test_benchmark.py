@@ -508,3 +508,12 @@ def test_every_ablation_is_a_configuration(bench, cell):
 def test_a_device_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"device must be cpu.* not 'abacus'"):
         Bench(Store(tmp_path), device="abacus")
+
+
+def test_a_calibration_serves_only_cells_of_the_same_layers(bench, cell):
+    """A method may choose other layers, or state which inputs are non-negative."""
+    made = bench()
+    first = made.quantized(replace(cell, method='dfsq-points:exclude=["body.0.*"]'))
+    assert len(first.quantization.layers) == 2
+    again = made.quantized(cell)  # needs layers that the calibration before has not
+    assert len(again.quantization.layers) == 4

@@ -263,7 +263,6 @@ class Store:
 
     def __init__(self, folder=RESULTS_FOLDER, standing=None):
         self.folder = Path(folder)
-        self.standing = standing
         for name in self.TABLES:
             setattr(self, name, self._read(name, *filter(None, (standing, folder))))
 
@@ -418,8 +417,8 @@ class Bench:
     def calibrated(self, cell, config):
         """The calibration of a network, shared by successive cells that can."""
         edges = edges_for(universal_set(config.universal, config.words))
-        key = (cell.model, cell.calibration, cell.draw, cell.layers, edges.tobytes())
-        key += (config.error_units,)
+        key = (cell.model, cell.calibration, cell.draw, edges.tobytes(), config.error_units)
+        key += (config.layers, config.exclude, config.non_negative)
         keep_inputs = self.keep_inputs or needs_inputs(config)
         have_key, have = self._calibration
         if have_key != key or (keep_inputs and not have.keeps_inputs):
