@@ -276,6 +276,8 @@ def _fill(chosen, wanted, universal):
     zero = np.flatnonzero(universal == 0)
     if taken.sum() < wanted and len(zero):
         taken[zero[0]] = True
+    if taken.sum() == wanted:
+        return np.flatnonzero(taken)
     distance = np.full(len(universal), np.inf)
     for point in universal[taken]:
         distance = np.minimum(distance, np.abs(universal - point))
@@ -309,44 +311,42 @@ def _settle(chosen, wanted, universal, histogram, channel, pinned):
 #
 # with N and S the prefix sums of count and sum. W satisfies the quadrangle inequality
 # W(a, c) + W(b, d) <= W(a, d) + W(b, c) for a < b < c < d, so the best predecessor never moves
-# down as its successor moves up, and a row of the table costs O(m log m) by divide and conquer.
+# down as its successor moves up, nor as there are more points below it (Knuth 1971, Yao 1980). The
+# search for it runs between those two, which is O(m^2) for all numbers of points together: the rows
+# of many points are almost free, and 8 bits cost little more than 4.
 
 
 @njit(cache=True)
-def _row(previous, current, argument, u, edge, N, S, low, high, first, last):  # noqa: N803
-    """One row of the table: for all j in low..high the best predecessor in first..last."""
-    stack = [(low, high, first, last)]
-    while len(stack) > 0:
-        a, b, p, q = stack.pop()
-        if a > b:
-            continue
-        j = (a + b) // 2
+def _row(previous, current, before, argument, u, edge, N, S, low, high, first, last):  # noqa: N803
+    """One row of the table: for all j in low..high the best predecessor in first..last.
+
+    `before` are the predecessors that the previous row found, or -1.
+    """
+    highest = last
+    for j in range(high, low - 1, -1):
         best, where = np.inf, -1
-        for i in range(p, min(q, j - 1) + 1):
+        for i in range(max(first, before[j]), min(highest, j - 1) + 1):
             e = edge[i, j]
             value = previous[i] + (u[j] - u[i]) * (2 * S[e] - (u[i] + u[j]) * N[e])
             if value < best:
                 best, where = value, i
         current[j] = best
         argument[j] = where
-        if where < 0:  # no predecessor reaches j: nothing is known about the neighbours
-            stack.append((a, j - 1, p, q))
-            stack.append((j + 1, b, p, q))
-        else:
-            stack.append((a, j - 1, p, where))
-            stack.append((j + 1, b, where, q))
+        if where >= 0:  # else no predecessor reaches j, and nothing is known about the next
+            highest = where
 
 
 @njit(cache=True)
 def _exact(N, S, total_squares, u, edge, k, pinned):  # noqa: N803
     """Optimal subset of k points, all pinned ones among them; indices, and the error."""
     m = len(u)
-    table = np.full((k, m), np.inf)
+    previous, current = np.full(m, np.inf), np.empty(m)
     argument = np.full((k, m), -1, np.int32)
     first_pin = pinned[0] if len(pinned) else m - 1
     last_pin = pinned[-1] if len(pinned) else 0
-    table[0, : first_pin + 1] = 0.0
+    previous[: first_pin + 1] = 0.0
     for row in range(1, k):
+        current[:] = np.inf
         # `row` points lie below, and k - 1 - row above; between two pinned points the
         # predecessor may not lie below the lower one
         start, most = 0, m - k + row
@@ -354,14 +354,15 @@ def _exact(N, S, total_squares, u, edge, k, pinned):  # noqa: N803
             stop = pinned[s] if s < len(pinned) else m - 1
             if stop > start:
                 _row(
-                    table[row - 1], table[row], argument[row], u, edge, N, S,
+                    previous, current, argument[row - 1], argument[row], u, edge, N, S,
                     max(start + 1, row), min(stop, most),
                     max(start, row - 1), min(stop - 1, most - 1),
                 )  # fmt: skip
             start = stop
+        previous, current = current, previous
     best, where = np.inf, -1
     for j in range(last_pin, m):
-        value = table[k - 1, j] + total_squares - 2 * u[j] * S[-1] + u[j] * u[j] * N[-1]
+        value = previous[j] + total_squares - 2 * u[j] * S[-1] + u[j] * u[j] * N[-1]
         if value < best:
             best, where = value, j
     chosen = np.empty(k, np.int64)
@@ -421,12 +422,13 @@ def _curve(N, S, total_squares, u, edge, error):  # noqa: N803
     """Least error for 1, 2, ... points: the table of :func:`_exact`, one row after the other."""
     m = len(u)
     previous, current = np.zeros(m), np.empty(m)
-    argument = np.empty(m, np.int32)
+    before, argument = np.full(m, -1, np.int32), np.full(m, -1, np.int32)
     for row in range(len(error)):
         if row > 0:
             current[:] = np.inf
-            _row(previous, current, argument, u, edge, N, S, row, m - 1, row - 1, m - 2)
+            _row(previous, current, before, argument, u, edge, N, S, row, m - 1, row - 1, m - 2)
             previous, current = current, previous
+            before, argument = argument, before
         best = np.inf
         for j in range(row, m):
             value = previous[j] + total_squares - 2 * u[j] * S[-1] + u[j] * u[j] * N[-1]
@@ -474,7 +476,8 @@ def _free(N, S, Q, k):  # noqa: N803
     """Best partition of the cells into k runs; the cells before which runs 2..k begin, the error.
 
     N, S and Q are prefix sums. The error of a run is its sum of squares about its mean, which
-    satisfies the quadrangle inequality, so each row is found by divide and conquer.
+    satisfies the quadrangle inequality too. With many cells and few runs, divide and conquer does
+    better than the bounds of :func:`_row` alone, so the row's own order serves for it.
     """
     n = len(N) - 1
     previous, current = np.full(n + 1, np.inf), np.full(n + 1, np.inf)
@@ -489,7 +492,8 @@ def _free(N, S, Q, k):  # noqa: N803
                 continue
             j = (a + b) // 2
             best, where = np.inf, p
-            for i in range(p, min(q, j - 1) + 1):
+            lowest = p if row == 0 else max(p, argument[row - 1, j])  # see _row
+            for i in range(lowest, min(q, j - 1) + 1):
                 s = S[j] - S[i]
                 value = previous[i] + max(0.0, Q[j] - Q[i] - s * s / (N[j] - N[i]))
                 if value < best:
