@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import torch
 from numba import njit, prange
-from torch import nn
+from torch import Tensor, nn
 
 from .histogram import DYADIC_EDGES, is_dyadic
 
@@ -44,18 +44,41 @@ def center_max_statistics(x, non_negative=False):
     Returns
     -------
     low, high, offset, scale : tensors, shape (N, C, 1, 1)
+        NaN in `scale` where a map holds NaN or infinity.
     """
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        low, high, mean = _extremes_and_mean(x)
+    else:
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        mean = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
     if non_negative:
         return low, high, torch.zeros_like(low), torch.maximum(high, -low) + EPSILON
-    offset = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
     # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
-    return low, high, offset, torch.maximum(high - offset, offset - low) + EPSILON
+    return low, high, mean, torch.maximum(high - mean, mean - low) + EPSILON
+
+
+# On a CPU, two passes over memory: one for the statistics, one that normalizes, looks up and undoes
+# the normalization. They are operators of torch, so that a compiled network keeps them whole.
+
+
+@njit(parallel=True, cache=True)
+def _measure(x, low, high, mean):
+    channels, pixels = x.shape[1], x.shape[2]
+    for plane in prange(x.shape[0] * channels):
+        n, c = plane // channels, plane % channels
+        least = largest = x[n, c, 0]
+        total = 0.0
+        for i in range(pixels):
+            value = x[n, c, i]
+            least, largest = min(least, value), max(largest, value)
+            total += value
+        if not np.isfinite(total):
+            least = largest = np.float32(np.nan)
+        low[n, c], high[n, c], mean[n, c] = least, largest, total / pixels
 
 
 @njit(parallel=True, cache=True)
 def _look_up(x, offset, scale, table, levels, out):
-    """Normalize, look up, and undo the normalization, in one pass over each map."""
     channels = x.shape[1]
     for plane in prange(x.shape[0] * channels):
         n, c = plane // channels, plane % channels
@@ -64,6 +87,46 @@ def _look_up(x, offset, scale, table, levels, out):
             z = (x[n, c, i] - o) / s
             cell = int(np.floor(z * np.float32(2048.0))) + 2048
             out[n, c, i] = levels[c, table[c, min(max(cell, 0), 4095)]] * s + o
+
+
+def _planes(x):
+    """A tensor as an array of shape (N, C, H*W)."""
+    return x.detach().contiguous().view(*x.shape[:2], -1).numpy()
+
+
+@torch.library.custom_op("dfsq::extremes_and_mean", mutates_args=(), device_types="cpu")
+def _extremes_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Least, largest and mean value of each map, shape (N, C, 1, 1); NaN if one is not finite."""
+    found = torch.empty(3, *x.shape[:2])
+    _measure(_planes(x), *found.numpy())
+    return tuple(part.clone()[..., None, None] for part in found)
+
+
+@torch.library.custom_op("dfsq::look_up", mutates_args=(), device_types="cpu")
+def _looked_up(
+    x: Tensor, offset: Tensor, scale: Tensor, table: Tensor, levels: Tensor, layer: str
+) -> Tensor:
+    """The same values as :meth:`CodebookQuantizer.reference`, bit for bit."""
+    _check_finite(scale, layer)
+    out = torch.empty(x.shape)
+    statistics = (_planes(part)[..., 0] for part in (offset, scale))
+    _look_up(_planes(x), *statistics, table.numpy(), levels.numpy(), _planes(out))
+    return out
+
+
+@_extremes_and_mean.register_fake
+def _(x):
+    return tuple(x.new_empty(*x.shape[:2], 1, 1) for _ in range(3))
+
+
+@_looked_up.register_fake
+def _(x, offset, scale, table, levels, layer):
+    return x.new_empty(x.shape)
+
+
+def _check_finite(scale, layer):
+    if not torch.isfinite(scale).all():
+        raise ValueError(f"layer {layer!r}: its input holds NaN or infinity")
 
 
 class ActivationQuantizer(nn.Module):
@@ -83,10 +146,8 @@ class ActivationQuantizer(nn.Module):
         self.layer = layer
         self._warned = set()
 
-    def _check(self, low, high):
-        """Refuse NaN and infinity; warn once where a non-negative layer meets a negative."""
-        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise ValueError(f"layer {self.layer!r}: its input holds NaN or infinity")
+    def _check_sign(self, low):
+        """Warn once where a non-negative layer meets a negative value."""
         if self.non_negative and bool((low < 0).any()):
             self._warn(
                 "negative",
@@ -179,10 +240,12 @@ class CodebookQuantizer(ActivationQuantizer):
             )
         if x.shape[2] * x.shape[3] < 64:
             self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
-        low, high, offset, scale = center_max_statistics(x, self.non_negative)
-        self._check(low, high)
+        low, _, offset, scale = center_max_statistics(x, self.non_negative)
+        if not torch.compiler.is_compiling():  # a warning that depends on values ends a graph
+            self._check_sign(low)
         if self.table is not None and x.device.type == "cpu" and x.dtype == torch.float32:
-            return self._one_pass(x, offset, scale)
+            return _looked_up(x, offset, scale, self.table, self.levels, self.layer)
+        _check_finite(scale, self.layer)
         return self.reference(x, offset, scale)
 
     def reference(self, x, offset, scale):
@@ -191,21 +254,6 @@ class CodebookQuantizer(ActivationQuantizer):
         by_channel = self.codes(z).transpose(0, 1).reshape(z.shape[1], -1)
         q = self.levels.gather(1, by_channel).view(z.shape[1], z.shape[0], *z.shape[2:])
         return q.transpose(0, 1) * scale + offset
-
-    def _one_pass(self, x, offset, scale):
-        """The same values as :meth:`reference`, bit for bit, in one pass over memory."""
-        x = x.detach().contiguous()
-        out = torch.empty_like(x)
-        flat = (*x.shape[:2], -1)
-        _look_up(
-            x.view(flat).numpy(),
-            offset.view(flat[:2]).numpy(),
-            scale.view(flat[:2]).numpy(),
-            self.table.numpy(),
-            self.levels.numpy(),
-            out.view(flat).numpy(),
-        )
-        return out
 
 
 class DynamicUniformQuantizer(ActivationQuantizer):
@@ -220,7 +268,8 @@ class DynamicUniformQuantizer(ActivationQuantizer):
 
     def forward(self, x):
         low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        self._check(low, high)
+        _check_finite(high - low, self.layer)
+        self._check_sign(low)
         if self.non_negative:
             low = torch.zeros_like(low)
         step = (high - low) / (2**self.bits - 1)
@@ -247,7 +296,9 @@ class StaticUniformQuantizer(ActivationQuantizer):
         self.register_buffer("high", high.view(1, -1, 1, 1))
 
     def forward(self, x):
-        self._check(x.amin((2, 3)), x.amax((2, 3)))
+        low, high = x.amin((2, 3)), x.amax((2, 3))
+        _check_finite(high - low, self.layer)
+        self._check_sign(low)
         step = (self.high - self.low) / (2**self.bits - 1)
         code = ((x - self.low) / torch.where(step > 0, step, 1)).round_()
         return code.clamp_(0, 2**self.bits - 1) * step + self.low

@@ -9,6 +9,7 @@ from dfsq.activations import (
     DynamicUniformQuantizer,
     StaticUniformQuantizer,
     center_max,
+    center_max_statistics,
     static_range,
 )
 from dfsq.universal import universal_set
@@ -337,3 +338,33 @@ def test_negative_value_in_a_non_negative_layer(kind):
 def test_another_number_of_channels():
     with pytest.raises(ValueError, match="layer 'tail' takes 2 channels, not 3"):
         CodebookQuantizer([[0, 1]] * 2, layer="tail")(torch.rand(1, 3, 8, 8))
+
+
+def test_statistics_in_one_pass_are_those_of_tensors():
+    x = random_maps((2, 3, 33, 21), np.random.default_rng(4))
+    low, high, offset, scale = center_max_statistics(x)
+    assert torch.equal(low, x.amin((2, 3), keepdim=True))
+    assert torch.equal(high, x.amax((2, 3), keepdim=True))
+    mean = x.double().mean((2, 3), keepdim=True)
+    assert (offset - mean).abs().max() <= mean.abs().max() * 2**-24
+    assert torch.equal(scale, (x - offset).abs().amax((2, 3), keepdim=True) + 1e-8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [0, 5, 63])
+def test_statistics_of_a_map_that_is_not_finite(value, where):
+    x = torch.zeros(1, 2, 8, 8)
+    x.view(2, -1)[1, where] = value
+    scale = center_max_statistics(x)[3].flatten()
+    assert torch.isfinite(scale).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_compiled_as_one_graph(non_negative):
+    generator = np.random.default_rng(3)
+    x = random_maps((1, 4, 16, 16), generator, non_negative)
+    quantizer = CodebookQuantizer(random_points(4, 16, generator), non_negative=non_negative)
+    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), quantizer(x))
+    with pytest.raises(ValueError, match="NaN"):
+        compiled(x * float("nan"))
