@@ -3,9 +3,10 @@
 from . import sr
 from .calibration import calibrate
 from .config import PRESETS, Config
-from .convert import load, quantize, save, summary
+from .convert import quantize, summary
 from .histogram import Histogram
 from .selection import Selection, select, select_channels
+from .storage import load, save
 from .universal import shifts_and_adds, universal_set
 
 __version__ = "0.1.0"

@@ -138,15 +138,23 @@ class Compensated:
     ----------
     weight : float64 array, shape (O, I/groups, kH, kW)
     codes : int array of the same shape, or None
-    levels : float64 array, shape (O, k), or None
-        So that the weight is ``levels[o, codes[o]]``; None where weights stay in float.
+    points : float64 array, shape (O, k), or None
+    scale : float64 array, shape (O, 1), or None
+        So that the weight is ``scale[o] * points[o, codes[o]]``; None where weights stay in float.
+        Given levels are points of scale 1.
     bias : float64 array, shape (O,), or None
     """
 
     weight: np.ndarray
     codes: np.ndarray | None
-    levels: np.ndarray | None
+    points: np.ndarray | None
+    scale: np.ndarray | None
     bias: np.ndarray | None
+
+    @property
+    def levels(self):
+        """What the codes stand for, shape (O, k); None where weights stay in float."""
+        return None if self.points is None else self.points * self.scale
 
 
 def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **options):
@@ -190,16 +198,16 @@ def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **
                 **options,
             )
         )
-    new, codes, chosen, shift = zip(*parts, strict=True)
+    new, codes, chosen, scale, shift = zip(*parts, strict=True)
     if chosen[0] is not None:  # the widest channel may be of another group
         width = max(part.shape[1] for part in chosen)
         pads = [((0, 0), (0, width - part.shape[1])) for part in chosen]
         chosen = np.concatenate(
             [np.pad(c, p, constant_values=np.inf) for c, p in zip(chosen, pads, strict=True)]
         )
-        codes = np.concatenate(codes).reshape(weight.shape)
+        codes, scale = np.concatenate(codes).reshape(weight.shape), np.concatenate(scale)
     else:
-        chosen = codes = None
+        codes = chosen = scale = None
     new, shift = np.concatenate(new), np.concatenate(shift)
     bias = None
     if correct:
@@ -208,6 +216,7 @@ def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **
         new.reshape(weight.shape),
         codes,
         chosen,
+        scale,
         bias,
     )
 
@@ -228,24 +237,27 @@ def _group(
         error = np.minimum(found, error)
     second, _, before, after = whole
     if levels is None and points is None:
-        return target, None, None, _shift(w, target, before, after)
+        return target, None, None, None, _shift(w, target, before, after)
     damped = _damped(second, damping)
     if levels is not None:
-        candidates = [levels]
+        candidates = [(levels, np.ones((len(w), 1)))]
     else:
         importance = 1 / np.diag(np.linalg.inv(damped)) if compensation else np.diag(damped)
         scales = SCALES if scale_search else SCALES[:1]
-        candidates = [_select_levels(target, importance, points, universal, s) for s in scales]
+        candidates = [_select_points(target, importance, points, universal, s) for s in scales]
     round_all = _compensated_rounding(damped, order) if compensation else _plain_rounding
-    best, error = candidates[0].copy(), np.full(len(w), np.inf)
+    points, scale = (part.copy() for part in candidates[0])
     if len(candidates) > 1:
-        unrounded = judge(target)
-        for candidate in candidates:
+        error, unrounded = np.full(len(w), np.inf), judge(target)
+        for own_points, own_scale in candidates:
+            candidate = own_points * own_scale
             found = judge(np.take_along_axis(candidate, round_all(target, candidate), 1))
             # a scale other than the first must help by more than noise, a share of what rounding
             # costs; the errors themselves are negative
             better = found + 1e-3 * np.abs(found - unrounded) < error
-            best[better], error[better] = candidate[better], found[better]
+            points[better], scale[better] = own_points[better], own_scale[better]
+            error[better] = found[better]
+    best = points * scale
     codes = round_all(target, best)
     if compensation:
         # on rare rows the nearest levels are the better start
@@ -254,7 +266,7 @@ def _group(
         codes[worse] = plain[worse]
         codes = _refined(target, best, codes, damped)
     new = np.take_along_axis(best, codes, 1)
-    return new, codes, best, _shift(w, new, before, after)
+    return new, codes, points, scale, _shift(w, new, before, after)
 
 
 class _Judge:
@@ -279,21 +291,21 @@ def _damped(second, damping):
     return second + (added if added > 0 else 1) * np.eye(len(second))
 
 
-def _select_levels(target, importance, points, universal, share):
-    """Levels of each row: the exact subset of the universal set under a scale.
+def _select_points(target, importance, points, universal, share):
+    """Points of each row, an exact subset of the universal set, and their scale.
 
     Rows of fewer points than others end in infinity, which no weight is nearest to.
     """
     scale = share * np.abs(target).max(axis=1, keepdims=True)
     scale[scale == 0] = 1
     z = np.clip(target / scale, -1, 1)
-    levels = np.full((len(target), min(max(points), len(universal))), np.inf)
+    chosen = np.full((len(target), min(max(points), len(universal))), np.inf)
     for k in np.unique(points):
         rows = np.flatnonzero(points == k)
         selections = select_channels(z[rows], k=k, universal=universal, weights=importance)
         found = np.stack([s.points for s in selections])
-        levels[rows, : found.shape[1]] = found * scale[rows]
-    return levels
+        chosen[rows, : found.shape[1]] = found
+    return chosen, scale
 
 
 def _nearest(values, levels):

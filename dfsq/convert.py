@@ -1,16 +1,11 @@
-"""From a float network to a quantized one, and to a file and back."""
+"""From a float network to a quantized one."""
 
 import copy
-import json
-import os
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -28,12 +23,6 @@ from .config import Config
 from .memory import freed_memory_kept
 from .universal import universal_set
 from .weights import QuantizedWeight, quantize_weight
-
-FILE_FORMAT = "dfsq-2"
-QUANTIZERS = {
-    cls.__name__: cls
-    for cls in (CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer)
-}
 
 
 @dataclass
@@ -70,7 +59,7 @@ class QuantConv2d(nn.Conv2d):
     ----------
     activation : ActivationQuantizer or None
         Applied to the input before zero padding.
-    codes, levels : tensors or None
+    codes, points, scale : tensors or None
         Of the weight, see :class:`dfsq.weights.QuantizedWeight`.
     fitted : tuple of str
         Which of ``"weight"`` and ``"bias"`` are other float values than the float network's.
@@ -103,19 +92,23 @@ class QuantConv2d(nn.Conv2d):
             dtype=conv.weight.dtype,
         )
         weight = fitted.get("weight", conv.weight).detach().to(conv.weight).clone()
-        codes = levels = None
         if quantized_weight is not None:
             weight = quantized_weight.dequantize().to(weight)
-            codes, levels = quantized_weight.codes, quantized_weight.levels
         new.weight = nn.Parameter(weight, requires_grad=False)
         if conv.bias is not None:
             bias = fitted.get("bias", conv.bias).detach().to(conv.bias).clone()
             new.bias = nn.Parameter(bias, requires_grad=False)
-        new.register_buffer("codes", codes)
-        new.register_buffer("levels", levels)
+        for name in ("codes", "points", "scale"):
+            new.register_buffer(name, getattr(quantized_weight, name, None))
         new.activation = activation
         new.fitted = tuple(sorted(fitted))
         return new.to(conv.weight.device).eval()
+
+    @property
+    def quantized_weight(self):
+        """The weight's :class:`dfsq.weights.QuantizedWeight`, or None."""
+        if self.codes is not None:
+            return QuantizedWeight(self.codes, self.points, self.scale)
 
     def forward(self, x):
         if self.activation is not None:
@@ -196,7 +189,7 @@ def quantize(model, images, config=None, *, progress=True):
         if chosen.act_bits < 32:
             activation = _activation(name, chosen, seen, report, points[name][0])
         weight = None if name in chosen_later else _weight(name, conv, chosen)
-        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+        replace_layer(quantized, name, QuantConv2d.from_float(conv, weight, activation))
         if config.sequential and name in chosen_later:
             _compensate(quantized, [name], configs, points, calibration.batches)
         record.layers.append(report)
@@ -261,7 +254,7 @@ def _compensate(model, names, configs, points, batches, progress=False):
                 )
                 bar.update()
     for name, conv in made.items():  # only now, so that every pass is over the same network
-        _replace(model, name, conv)
+        replace_layer(model, name, conv)
 
 
 def _gather(model, names, batches):
@@ -309,14 +302,14 @@ def _gather(model, names, batches):
 
 def _compensated(name, conv, config, points, fit, check):
     """A layer with new weights and bias."""
-    levels = None
+    given = None
     if config.weight_bits < 32 and config.weights == "subset":
         points = np.full(conv.out_channels, 2**config.weight_bits) if points is None else points
     elif config.weight_bits < 32:
-        levels = _weight(name, conv, config).levels.double().cpu().numpy()
+        given = _weight(name, conv, config)
     found = compensate(
         conv, fit, check,
-        levels=levels,
+        levels=None if given is None else given.levels.double().numpy(),
         points=points,
         universal=universal_set(config.universal, config.words),
         least_squares=config.least_squares,
@@ -331,7 +324,8 @@ def _compensated(name, conv, config, points, fit, check):
         fitted["weight"] = torch.from_numpy(found.weight)
     else:
         codes = torch.from_numpy(found.codes.astype(np.uint8))
-        weight = QuantizedWeight(codes, torch.from_numpy(found.levels.astype(np.float32)))
+        chosen = (found.points, found.scale) if given is None else (given.points, given.scale)
+        weight = QuantizedWeight(codes, *map(torch.as_tensor, chosen))
     if found.bias is not None:
         fitted["bias"] = torch.from_numpy(found.bias)
     return QuantConv2d.from_float(conv, weight, conv.activation, **fitted)
@@ -395,7 +389,7 @@ def _activation(name, config, calibration, report, points):
     )
 
 
-def _replace(model, name, module):
+def replace_layer(model, name, module):
     """Put a module in the place of another, wherever in the network that one is used."""
     old = model.get_submodule(name)
     for parent in list(model.modules()):
@@ -423,149 +417,3 @@ def summary(model):
 def float_digest(model):
     """SHA-256 of a network's parameters and buffers."""
     return digest_of(model.state_dict().values())
-
-
-def save(model, path):
-    """Write a quantized network's codes, levels, configuration and layer map to a file.
-
-    The float parts are not in the file: :func:`load` takes them from the float network.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Made by :func:`quantize`.
-    path : path
-        Of the safetensors file; it is replaced only once the new one is complete.
-    """
-    summary(model)  # refuses other networks
-    tensors, layers = {}, []
-    for report in model.quantization.layers:
-        conv = model.get_submodule(report.layer)
-        entry = {"report": asdict(report), "weight": conv.codes is not None, "activation": None}
-        if conv.codes is not None:
-            tensors[f"{report.layer}/codes"] = conv.codes
-            tensors[f"{report.layer}/levels"] = conv.levels
-        entry["fitted"] = list(conv.fitted)
-        for key in conv.fitted:
-            tensors[f"{report.layer}/{key}"] = getattr(conv, key)
-        if conv.activation is not None:
-            kind = type(conv.activation).__name__
-            entry["activation"] = {"kind": kind, "non_negative": conv.activation.non_negative}
-            if hasattr(conv.activation, "bits"):
-                entry["activation"]["bits"] = conv.activation.bits
-            for key, value in conv.activation.state_dict().items():
-                tensors[f"{report.layer}/activation/{key}"] = value
-        layers.append(entry)
-    record = model.quantization
-    metadata = {
-        "format": FILE_FORMAT,
-        "config": record.config.to_json(),
-        "layers": json.dumps(layers),
-        "calibration_digest": record.calibration_digest,
-        "float_digest": record.float_digest,
-    }
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-    try:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path, model):
-    """Read a quantized network.
-
-    Parameters
-    ----------
-    path : path
-        A file of :func:`save`.
-    model : nn.Module
-        The float network that was quantized; left untouched.
-
-    Returns
-    -------
-    nn.Module
-        Bit for bit the network that was saved.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, of another kind, or does not fit the network; the layer is named.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-    if metadata.get("format") != FILE_FORMAT:
-        raise ValueError(
-            f"{path} is not a quantized network of format {FILE_FORMAT}; dfsq.save writes those"
-        )
-    quantized = copy.deepcopy(model).eval()
-    modules = dict(quantized.named_modules())
-    layers = json.loads(metadata["layers"])
-    reports = []
-    for entry in layers:
-        report = LayerReport(**entry["report"])
-        reports.append(report)
-        name, conv = report.layer, modules.get(report.layer)
-        if not isinstance(conv, nn.Conv2d):
-            raise ValueError(f"{path} does not fit: the network has no convolution {name!r}")
-        if (conv.in_channels, conv.out_channels) != (report.inputs, report.outputs):
-            raise ValueError(
-                f"{path} does not fit: layer {name!r} has {conv.in_channels} to "
-                f"{conv.out_channels} channels, in the file {report.inputs} to {report.outputs}"
-            )
-        weight = activation = None
-        if entry["weight"]:
-            weight = QuantizedWeight(tensors[f"{name}/codes"], tensors[f"{name}/levels"])
-            if weight.codes.shape != conv.weight.shape:
-                raise ValueError(
-                    f"{path} does not fit: the weight of layer {name!r} has shape "
-                    f"{tuple(conv.weight.shape)}, in the file {tuple(weight.codes.shape)}"
-                )
-        if entry["activation"] is not None:
-            prefix = f"{name}/activation/"
-            state = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            activation = _restored(entry["activation"], state, name)
-        fitted = {key: tensors[f"{name}/{key}"] for key in entry["fitted"]}
-        _replace(quantized, name, QuantConv2d.from_float(conv, weight, activation, **fitted))
-    if metadata["float_digest"] != float_digest(model):
-        raise ValueError(
-            f"{path} was made from other weights of this network; load those it was made from"
-        )
-    quantized.quantization = Quantization(
-        Config.from_json(metadata["config"]),
-        reports,
-        metadata["calibration_digest"],
-        metadata["float_digest"],
-    )
-    return quantized
-
-
-def _restored(entry, state, name):
-    cls = QUANTIZERS[entry["kind"]]
-    if cls is DynamicUniformQuantizer:
-        return cls(entry["bits"], entry["non_negative"], name)
-    if cls is StaticUniformQuantizer:
-        low, high = (state[key].flatten().numpy() for key in ("low", "high"))
-        return cls(entry["bits"], low, high, entry["non_negative"], name)
-    count = state["count"].tolist()
-    points = [row[:n].double().numpy() for row, n in zip(state["levels"], count, strict=True)]
-    thresholds = [
-        row[: n - 1].double().numpy() for row, n in zip(state["thresholds"], count, strict=True)
-    ]
-    return cls(points, thresholds, entry["non_negative"], name)

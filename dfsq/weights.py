@@ -1,7 +1,7 @@
-"""The weight quantizers: one codebook for each output channel.
+"""The weight quantizers: one codebook and one scale for each output channel.
 
-Every method gives codes and the levels that they stand for, so that a quantized weight is
-``levels[o, codes[o]]`` whatever the method.
+Whatever the method, a quantized weight is ``scale[o] * points[o, codes[o]]``: points are integers
+for uniform quantization, and members of the universal set for a subset.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,19 @@ class QuantizedWeight:
     Attributes
     ----------
     codes : uint8 tensor, shape (O, I/groups, kH, kW)
-    levels : float32 tensor, shape (O, 2^bits or fewer)
+    points : float64 tensor, shape (O, k)
+        Sorted; a channel of fewer points ends in infinity.
+    scale : float64 tensor, shape (O, 1)
     """
 
     codes: torch.Tensor
-    levels: torch.Tensor
+    points: torch.Tensor
+    scale: torch.Tensor
+
+    @property
+    def levels(self):
+        """What the codes stand for, float32 tensor of shape (O, k)."""
+        return (self.points * self.scale).float()
 
     def dequantize(self):
         """The weight that the codes stand for, float32, shape of `codes`."""
@@ -66,33 +74,32 @@ def quantize_weight(weight, bits, method="subset", universal=None):
         raise ValueError("the weight holds NaN or infinity")
     flat = weight.detach().flatten(1).cpu().double().numpy()
     if method == "subset":
-        codes, levels = _subset(flat, bits, universal)
+        codes, points, scale = _subset(flat, bits, universal)
     else:
         low, high = flat.min(axis=1), flat.max(axis=1)
         if method == "mse":
             low, high = _least_error_range(flat, low, high, bits)
-        codes, levels = _uniform(flat, low, high, bits)
-    return QuantizedWeight(
-        torch.from_numpy(codes.astype(np.uint8)).view(weight.shape),
-        torch.from_numpy(levels.astype(np.float32)),
-    )
+        codes, points, scale = _uniform(flat, low, high, bits)
+    codes = torch.from_numpy(codes.astype(np.uint8)).view(weight.shape)
+    return QuantizedWeight(codes, torch.from_numpy(points), torch.from_numpy(scale))
 
 
 def _uniform(flat, low, high, bits):
-    """Codes and levels of asymmetric uniform quantization with an integer zero point."""
+    """Codes, points and scale of asymmetric uniform quantization with an integer zero point."""
     steps = 2**bits - 1
     step = np.maximum((high - low) / steps, 1e-8 / steps)[:, None]
     zero_point = np.round(low[:, None] / step)
     codes = np.clip(np.round(flat / step) - zero_point, 0, steps)
-    return codes, (np.arange(steps + 1) + zero_point) * step
+    return codes, np.arange(steps + 1) + zero_point, step
 
 
 def _least_error_range(flat, low, high, bits):
     best = np.full(len(flat), np.inf)
     best_low, best_high = low.copy(), high.copy()
     for shrink in np.linspace(1, 0.2, 81):
-        codes, levels = _uniform(flat, low * shrink, high * shrink, bits)
-        error = np.sum((np.take_along_axis(levels, codes.astype(int), 1) - flat) ** 2, axis=1)
+        codes, points, step = _uniform(flat, low * shrink, high * shrink, bits)
+        rounded = np.take_along_axis(points * step, codes.astype(int), 1)
+        error = np.sum((rounded - flat) ** 2, axis=1)
         better = error < best
         best[better] = error[better]
         best_low[better], best_high[better] = low[better] * shrink, high[better] * shrink
@@ -105,9 +112,9 @@ def _subset(flat, bits, universal):
     scale[scale == 0] = 1
     z = flat / scale
     codes = np.empty(flat.shape, int)
-    levels = np.empty((len(flat), min(2**bits, len(universal))))
+    points = np.empty((len(flat), min(2**bits, len(universal))))
     for o, selection in enumerate(select_channels(z, bits, "exact", universal)):
         middle = (selection.points[1:] + selection.points[:-1]) / 2
         codes[o] = np.searchsorted(middle, z[o], side="right")
-        levels[o] = selection.points * scale[o]
-    return codes, levels
+        points[o] = selection.points
+    return codes, points, scale

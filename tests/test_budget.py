@@ -152,7 +152,7 @@ def test_networks_have_the_planned_points(tmp_path):
     widths = set()
     for name in ("0", "2", "4"):
         conv = made.get_submodule(name)
-        levels = torch.isfinite(conv.levels).sum(1)
+        levels = torch.isfinite(conv.points).sum(1)
         widths |= set(levels.tolist())
         assert (conv.codes.flatten(1).amax(1) < levels).all()
         assert torch.isfinite(conv.weight).all()

@@ -642,7 +642,7 @@ def test_levels_of_other_quantizers_stay(net, weights):
     a, b = (quantize(net, config) for config in (plain, made_up))
     for name in LAYERS:
         x, y = a.get_submodule(name), b.get_submodule(name)
-        assert torch.equal(x.levels, y.levels)
+        assert torch.equal(x.quantized_weight.levels, y.quantized_weight.levels)
         assert not torch.equal(x.codes, y.codes)
 
 

@@ -1,14 +1,11 @@
-"""From float to quantized, and to a file and back."""
+"""From float to quantized."""
 
 import copy
-import os
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
@@ -16,7 +13,7 @@ import dfsq
 from dfsq.activations import CodebookQuantizer, center_max
 from dfsq.calibration import Calibration, calibrate
 from dfsq.config import PRESETS, Config
-from dfsq.convert import QuantConv2d, float_digest
+from dfsq.convert import QuantConv2d
 from dfsq.selection import select_channels
 from dfsq.universal import universal_set
 from dfsq.weights import quantize_weight
@@ -146,7 +143,7 @@ def test_overrides(net):
     assert rows.weight_bits.to_dict() == {"body.0": 8, "body.2": 4}
     assert rows.act_bits.to_dict() == {"body.0": 32, "body.2": 4}
     assert quantized.body[0].activation is None
-    assert quantized.body[0].levels.shape == (6, 256)
+    assert quantized.body[0].points.shape == (6, 256)
     assert quantized.body[0].codes.max() > 15
 
 
@@ -268,7 +265,7 @@ def test_kinds_of_convolutions(kind, tmp_path):
         conv, reference = quantize(net, config)[1], copy.deepcopy(net[1])
         reference.weight.data = quantize_weight(net[1].weight, 8).dequantize()
         if config.compensation:
-            levels = conv.levels.gather(1, conv.codes.flatten(1).long())
+            levels = conv.quantized_weight.levels.gather(1, conv.codes.flatten(1).long())
             reference.weight.data = levels.view(conv.weight.shape)
             reference.bias = conv.bias
         x = run(quantized[0])
@@ -355,134 +352,3 @@ def test_table_of_changed_layers_is_printed(net, capsys):
     dfsq.quantize(net, IMAGES, Config(), progress=False)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
-
-
-# --- files ---
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "net.safetensors"
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_file_brings_back_the_network_bit_for_bit(net, path, name, bits):
-    bits = min(bits, 4) if name == "sq" else bits
-    quantized = quantize(net, Config.preset(name, bits, layers="*"))
-    dfsq.save(quantized, path)
-    loaded = dfsq.load(path, net)
-    assert torch.equal(run(loaded), run(quantized))
-    new = make_images(count=1)[:, :, :9, :10] * 3 - 1  # other sizes and values
-    meets_negatives = nullcontext() if name == "float" else pytest.warns(match="non-negative")
-    with meets_negatives:
-        assert torch.equal(run(loaded, new), run(quantized, new))
-    a, b = quantized.state_dict(), loaded.state_dict()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert loaded.quantization.config == quantized.quantization.config
-    assert loaded.quantization.calibration_digest == quantized.quantization.calibration_digest
-    assert dfsq.summary(loaded).equals(dfsq.summary(quantized))
-
-
-def test_off_grid_codebooks_in_a_file(net, path):
-    quantized = quantize(net, Config(words=3))
-    dfsq.save(quantized, path)
-    assert torch.equal(run(dfsq.load(path, net)), run(quantized))
-
-
-def test_loading_leaves_the_float_network(net, path):
-    dfsq.save(quantize(net), path)
-    digest = float_digest(net.train())
-    loaded = dfsq.load(path, net)
-    assert float_digest(net) == digest
-    assert net.training
-    assert not loaded.training
-    assert type(net.body[0]) is nn.Conv2d
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"body": nn.Sequential(nn.Conv2d(6, 6, 3, padding=1))}, r"no convolution 'body\.2'"),
-        ({"features": 8}, r"layer 'body\.0' has 8 to 8 channels, in the file 6 to 6"),
-        (
-            {"body": nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1))},
-            r"layer 'body\.0' has shape \(6, 6, 1, 1\), in the file \(6, 6, 3, 3\)",
-        ),
-        ({"body": nn.Sequential(nn.ReLU())}, r"no convolution 'body\.0'"),
-        ({"seed": 1}, "other weights of this network"),
-    ],
-    ids=["fewer layers", "wider", "smaller kernel", "no convolution", "other weights"],
-)
-def test_loading_into_another_network(net, path, other, message):
-    dfsq.save(quantize(net), path)
-    with pytest.raises(ValueError, match=message):
-        dfsq.load(path, make_net(**other))
-
-
-@pytest.mark.parametrize("part", [0, 4, 0.1, 0.5, 0.99])
-def test_truncated_file(net, path, part):
-    dfsq.save(quantize(net), path)
-    content = path.read_bytes()
-    path.write_bytes(content[: part if isinstance(part, int) else int(part * len(content))])
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        dfsq.load(path, net)
-
-
-def test_files_of_another_kind(net, path):
-    path.write_text("weights")
-    with pytest.raises(ValueError, match="damaged or no safetensors file"):
-        dfsq.load(path, net)
-    save_file(net.state_dict(), path)
-    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-2; dfsq\.save"):
-        dfsq.load(path, net)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        dfsq.load(path.with_name("other.safetensors"), net)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        dfsq.load(path.parent, net)
-
-
-def test_only_quantized_networks_are_saved(net, path):
-    with pytest.raises(ValueError, match=r"not made by dfsq\.quantize"):
-        dfsq.save(net, path)
-    assert not path.exists()
-
-
-def test_a_folder_that_is_not_there(net, path):
-    quantized = quantize(net)
-    with pytest.raises(OSError, match="there is no folder"):
-        dfsq.save(quantized, path.parent / "sub" / "net.safetensors")
-    path.write_text("a file")
-    with pytest.raises(OSError, match="there is no folder"):
-        dfsq.save(quantized, path / "net.safetensors")
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_read_only_folder(net, tmp_path):
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    if os.access(folder, os.W_OK):
-        pytest.skip("this user may write everywhere")
-    with pytest.raises(OSError, match="cannot write"):
-        dfsq.save(quantize(net), folder / "net.safetensors")
-    assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("function", ["save_file", "os.replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(net, path, monkeypatch, function):
-    path.write_text("old")
-
-    def fail(*arguments, **_):
-        (path.parent / arguments[-1 if function == "save_file" else 0]).touch()
-        raise OSError("no space left")
-
-    if function == "save_file":
-        monkeypatch.setattr("dfsq.convert.save_file", lambda _, target, __: fail(target))
-    else:
-        monkeypatch.setattr("dfsq.convert.os.replace", fail)
-    with pytest.raises(OSError, match=r"cannot write .*net\.safetensors: no space left"):
-        dfsq.save(quantize(net), path)
-    assert path.read_text() == "old"
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
