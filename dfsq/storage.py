@@ -45,7 +45,7 @@ def save(model, path):
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     record, tensors, layers = model.quantization, {}, []
     for report in record.layers:
-        entry, parts = _written(model.get_submodule(report.layer), record.config, report)
+        entry, parts = layer_parts(model.get_submodule(report.layer), record.config, report)
         layers.append({"report": asdict(report), **entry})
         tensors |= {f"{report.layer}/{key}": torch.as_tensor(part) for key, part in parts.items()}
     metadata = {
@@ -146,8 +146,23 @@ def _sets(config, report):
     return universal_set(*name), universal_set(*name, signed=not report.non_negative)
 
 
-def _written(conv, config, report):
-    """What a file holds of a layer: an entry of its map, and its tensors by name."""
+def layer_parts(conv, config, report):
+    """What a file holds of a layer.
+
+    Parameters
+    ----------
+    conv : QuantConv2d
+    config : Config
+        Of the whole network.
+    report : LayerReport
+
+    Returns
+    -------
+    entry : dict
+        Of the layer map: how the tensors are to be read.
+    tensors : dict of str to array or tensor
+        By the names in the module's description.
+    """
     for_weights, for_inputs = _sets(config, report)
     entry, tensors = {"shape": list(conv.weight.shape), "fitted": list(conv.fitted)}, {}
     if conv.codes is not None:
