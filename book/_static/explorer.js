@@ -1,0 +1,613 @@
+// The selection explorer's view: fills the element #dfsq-explorer from dfsqHistograms
+// (explorer-data.js, written by `make book`) with what dfsqSelection (selection.js) computes.
+"use strict";
+
+(() => {
+  const root = document.getElementById("dfsq-explorer");
+  const S = globalThis.dfsqSelection;
+  const networks = globalThis.dfsqHistograms;
+
+  const BARS = 256; // over [-1, 1], as in the book's figures
+  const RUNS = 5; // of K-means, as released
+  const PAUSE = 250; // milliseconds between iterations that run by themselves
+  const PRESETS = {
+    "Gaussian": [true, (x) => Math.exp(-((x / 0.25) ** 2) / 2)],
+    "Laplace": [true, (x) => Math.exp(-Math.abs(x) / 0.12)],
+    "Half-normal, behind a ReLU": [false, (x) => Math.exp(-((x / 0.3) ** 2) / 2)],
+    "Exponential, behind a ReLU": [false, (x) => Math.exp(-x / 0.12)],
+    "Uniform": [true, () => 0.5],
+    "Two peaks": [
+      true,
+      (x) => Math.exp(-(((x + 0.5) / 0.1) ** 2) / 2) + 0.6 * Math.exp(-(((x - 0.3) / 0.2) ** 2) / 2),
+    ],
+    "Nothing: an empty sheet": [true, () => 0],
+  };
+  const middle = (bar) => ((bar + 0.5) * 2) / BARS - 1;
+
+  // --- the page -------------------------------------------------------------------------------
+
+  const options = (pairs) =>
+    pairs.map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
+  const count = (words) => `${S.universalSet(words).length} points`;
+
+  root.innerHTML = `
+    <fieldset class="explorer-controls">
+      <legend>Channel and codebook</legend>
+      <label>Samples of
+        <select name="source">${options([
+          ...networks.map(({ name }, i) => [i, `the network ${name}`]),
+          ["own", "your own drawing"],
+        ])}</select></label>
+      <label data-for="network">Layer <select name="layer"></select></label>
+      <label data-for="network">Channel <select name="channel"></select></label>
+      <label data-for="own">Start from
+        <select name="preset">${options(Object.keys(PRESETS).map((p) => [p, p]))}</select></label>
+      <label>Bits: <output name="width"></output>
+        <input name="bits" type="range" min="2" max="8" value="4"></label>
+      <label>Universal set
+        <select name="words">${options([
+          [4, `4 words: ${count(4)}`],
+          [3, `3 words: ${count(3)}`],
+          [2, `2 words: ${count(2)}`],
+          [1, `1 word: ${count(1)}`],
+          ["sq", `SQ, 2 words: ${count("sq")}`],
+        ])}</select></label>
+      <label class="explorer-check" data-for="network">
+        <input name="logarithmic" type="checkbox"> Logarithmic heights</label>
+      <label class="explorer-check" data-for="own">
+        <input name="nonNegative" type="checkbox"> Non-negative values only</label>
+    </fieldset>
+    <p class="explorer-hint" data-for="own">Draw over the bars with a mouse or a finger, or with the
+      arrow keys once the drawing has the focus: left and right choose a place, up and down
+      change its height.</p>
+    <div class="explorer-plot" data-plot="points"></div>
+    <fieldset class="explorer-controls explorer-buttons">
+      <legend>K-means, iteration by iteration</legend>
+      <button type="button" name="step">Step</button>
+      <button type="button" name="run">Run</button>
+      <button type="button" name="next">New start</button>
+      <button type="button" name="all">All ${RUNS} runs</button>
+      <button type="button" name="reset">Reset</button>
+      <label>Seed <input name="seed" type="number" min="0" max="4294967295" value="0"></label>
+    </fieldset>
+    <p class="explorer-status" role="status"></p>
+    <div class="explorer-table">
+      <table>
+        <thead><tr><th scope="col">Codebook</th><th scope="col">points</th>
+          <th scope="col"><abbr title="mean squared error">MSE</abbr></th>
+          <th scope="col"><abbr title="signal to quantization noise ratio">SQNR</abbr>, dB</th>
+          <th scope="col">error / exact</th></tr></thead>
+        <tbody></tbody>
+      </table>
+    </div>
+    <div class="explorer-plot" data-plot="path"></div>
+    <div class="explorer-pair">
+      <div class="explorer-plot" data-plot="staircase"></div>
+      <div class="explorer-plot" data-plot="error"></div>
+    </div>
+    <label class="explorer-value">Quantize the value
+      <input name="value" type="range" min="-1" max="1" step="0.001" value="0.3">
+      <output name="quantized"></output></label>`;
+
+  const control = (name) => root.querySelector(`[name="${name}"]`);
+  const plot = (name) => root.querySelector(`[data-plot="${name}"]`);
+
+  // --- state ----------------------------------------------------------------------------------
+
+  const bars = new Float64Array(BARS); // heights of the reader's own distribution, 0 to 1
+  let data, universal, exact, low; // low: the least value shown
+  let random, state, path, finished, best; // of K-means
+  let timer = null;
+
+  const own = () => control("source").value === "own";
+  const layer = () => networks[control("source").value].layers[control("layer").value];
+  const nonNegative = () => (own() ? control("nonNegative").checked : layer().nonNegative);
+
+  function networkChannel() {
+    const { values, counts } = layer().channels[control("channel").value];
+    const { steps } = networks[control("source").value];
+    let sum = 0;
+    return S.channel(Float64Array.from(values, (difference) => (sum += difference) / steps), counts);
+  }
+
+  // Samples in the middle of each cell under a bar, 1000 a cell under the highest bars.
+  function drawnChannel() {
+    const cells = 4096 / BARS;
+    const values = [];
+    const counts = [];
+    for (let bar = nonNegative() ? BARS / 2 : 0; bar < BARS; bar++) {
+      const height = Math.round(1000 * bars[bar]);
+      for (let cell = bar * cells; height > 0 && cell < (bar + 1) * cells; cell++) {
+        values.push((cell + 0.5) / 2048 - 1);
+        counts.push(height);
+      }
+    }
+    return S.channel(Float64Array.from(values), counts);
+  }
+
+  function select() {
+    low = nonNegative() ? 0 : -1;
+    data = own() ? drawnChannel() : networkChannel();
+    const words = control("words").value;
+    universal = S.universalSet(words === "sq" ? words : Number(words), !nonNegative());
+    control("width").value = `${bits()} (${2 ** bits()} codes)`;
+    exact = data.values.length ? S.exact(data, universal, 2 ** bits()) : [];
+    reset();
+  }
+
+  const bits = () => Number(control("bits").value);
+
+  function reset() {
+    pause();
+    random = S.generator(Number(control("seed").value));
+    finished = 0;
+    best = null;
+    begin();
+  }
+
+  function begin() {
+    state = data.values.length ? S.kmeansStart(data, 2 ** bits(), random) : null;
+    path = state ? [state.centres] : [];
+    draw();
+  }
+
+  function step() {
+    state = S.kmeansStep(data, state, random);
+    if (state.iteration === path.length) path.push(state.centres);
+    if (!state.done) return;
+    pause();
+    finished += 1;
+    const points = S.snap(state.centres, universal);
+    const error = S.squaredError(data, points);
+    if (!best || error < best.error) best = { points, error };
+  }
+
+  function toTheEnd() {
+    while (!state.done) step();
+  }
+
+  function pause() {
+    clearInterval(timer);
+    timer = null;
+  }
+
+  function play() {
+    if (timer) return pause();
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return toTheEnd();
+    step();
+    if (!state.done) {
+      timer = setInterval(() => {
+        step();
+        draw();
+      }, PAUSE);
+    }
+  }
+
+  // --- drawing --------------------------------------------------------------------------------
+
+  // A panel: an SVG as wide as its place, in pixels, so that text keeps its size on a phone.
+  function panel(name, height, title) {
+    const place = plot(name);
+    const width = Math.max(240, Math.floor(place.clientWidth));
+    const shapes = [];
+    const add = (tag, attributes, text = "") => {
+      const list = Object.entries(attributes).map(([key, value]) => ` ${key}="${value}"`);
+      shapes.push(`<${tag}${list.join("")}>${text}</${tag}>`);
+    };
+    const [left, right] = [44, width - 12];
+    return {
+      width,
+      height,
+      left,
+      right,
+      add,
+      x: (value) => left + ((right - left) * (value - low)) / (1 - low),
+      text: (x, y, text, attributes = {}) => add("text", { x, y, ...attributes }, text),
+      line: (x1, y1, x2, y2, kind) =>
+        add("path", { d: `M${x1} ${y1}L${x2} ${y2}`, class: kind }),
+      xAxis(y) {
+        for (const value of low < 0 ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
+          this.line(this.x(value), y, this.x(value), y + 4, "axis");
+          this.text(this.x(value), y + 17, value, { "text-anchor": "middle" });
+        }
+        this.line(left, y, right, y, "axis");
+        this.text((left + right) / 2, y + 34, "normalized value", { "text-anchor": "middle" });
+      },
+      show() {
+        place.innerHTML = `<svg role="img" aria-label="${title}" width="${width}" height="${height}"
+          viewBox="0 0 ${width} ${height}">${shapes.join("")}</svg>`;
+        return place.firstChild;
+      },
+    };
+  }
+
+  const square = (x, y, r) => `M${x - r} ${y - r}h${2 * r}v${2 * r}h${-2 * r}z`;
+  const circle = (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`;
+  const size = () => (bits() > 6 ? 2 : bits() > 4 ? 3 : 4.5);
+  const percent = (share) => `${Number((100 * share).toPrecision(2))}%`;
+
+  function heights() {
+    if (own()) return bars;
+    const shares = new Float64Array(BARS);
+    const total = data.N[data.N.length - 1];
+    data.values.forEach((value, i) => {
+      shares[Math.min(BARS - 1, Math.floor(((value + 1) * BARS) / 2))] += data.counts[i] / total;
+    });
+    return shares;
+  }
+
+  const HISTOGRAM = { top: 26, bottom: 186 };
+
+  function drawPoints(snapped) {
+    const p = panel("points", 368, "Histogram of the samples, and the points selected below it");
+    const { top, bottom } = HISTOGRAM;
+    const shares = heights();
+    const most = own() ? 1 : Math.max(...shares);
+    const least = 1e-5; // of a logarithmic axis
+    const logarithmic = !own() && control("logarithmic").checked;
+    const y = (share) =>
+      bottom -
+      (bottom - top) *
+        (logarithmic
+          ? Math.max(0, Math.log(share / least) / Math.log(most / least))
+          : share / most);
+    p.text(0, 13, own() ? "height drawn" : "share of samples (a bar is 1/128 wide)");
+    const ticks = logarithmic
+      ? [1e-5, 1e-4, 1e-3, 1e-2, 1e-1].filter((share) => share <= most)
+      : [0, most / 2, most];
+    for (const share of ticks) {
+      p.line(p.left, y(share), p.right, y(share), "grid");
+      const label = own() ? share : percent(share);
+      p.text(p.left - 5, y(share) + 4, label, { "text-anchor": "end" });
+    }
+    let d = "";
+    for (let bar = low < 0 ? 0 : BARS / 2; bar < BARS; bar++) {
+      const [a, b] = [p.x((bar * 2) / BARS - 1), p.x(((bar + 1) * 2) / BARS - 1)];
+      if (shares[bar] > 0) d += `M${a} ${bottom}V${y(shares[bar])}H${b}V${bottom}z`;
+    }
+    p.add("path", { d, class: "bars" });
+    const lines = Array.from(exact, (q) => `M${p.x(q)} ${top}V${bottom}`).join("");
+    p.add("path", { d: lines, class: "exact faint" });
+
+    const [centreY, snapY, setY, exactY] = [212, 244, 276, 308];
+    const r = size();
+    const label = (y, text) => p.text(0, y - 9, text, { class: "row" });
+    label(centreY, "K-means: centres");
+    label(snapY, "K-means: snapped");
+    label(setY, `universal set: ${universal.length} points`);
+    label(exactY, "exact");
+    const marks = universal.reduce((d, q) => `${d}M${p.x(q)} ${setY - 5}v10`, "");
+    p.add("path", { d: marks, class: "set" });
+    if (state) {
+      const near = (centre) => S.snap([centre], universal)[0];
+      const falls = state.centres.map(
+        (c) => `M${p.x(c)} ${centreY}L${p.x(near(c))} ${snapY}`,
+      );
+      p.add("path", { d: falls.join(""), class: "kmeans faint" });
+      const at = (points, y, shape) => Array.from(points, (q) => shape(p.x(q), y, r)).join("");
+      p.add("path", { d: at(state.centres, centreY, square), class: "kmeans open" });
+      p.add("path", { d: at(snapped, snapY, square), class: "kmeans mark" });
+      p.add("path", { d: at(exact, exactY, circle), class: "exact mark" });
+    }
+    p.xAxis(324);
+    const svg = p.show();
+    if (own()) drawable(svg, p);
+  }
+
+  function drawPath() {
+    const p = panel("path", 200, "The centres of K-means at each iteration");
+    const [top, bottom] = [26, 150];
+    const last = Math.max(8, path.length - 1);
+    const y = (iteration) => top + ((bottom - top) * iteration) / last;
+    p.text(0, 13, "K-means: where each centre was, by iteration");
+    for (const iteration of [0, Math.round(last / 2), last]) {
+      p.line(p.left, y(iteration), p.right, y(iteration), "grid");
+      p.text(p.left - 5, y(iteration) + 4, iteration, { "text-anchor": "end" });
+    }
+    if (path.length) {
+      const traces = path[0].map((_, i) =>
+        path.map((c, n) => `${n ? "L" : "M"}${p.x(c[i])} ${y(n)}`).join(""),
+      );
+      p.add("path", { d: traces.join(""), class: "kmeans trace" });
+      const now = path.length - 1;
+      const r = Math.min(size(), 3);
+      const heads = path[now].map((c) => square(p.x(c), y(now), r));
+      p.add("path", { d: heads.join(""), class: "kmeans mark" });
+    }
+    p.xAxis(bottom + 8);
+    p.show();
+  }
+
+  // The points' values over the axis, as a line of steps.
+  function stairs(points, x, y) {
+    let d = `M${x(low)} ${y(points[0])}`;
+    for (let i = 1; i < points.length; i++) d += `H${x((points[i - 1] + points[i]) / 2)}V${y(points[i])}`;
+    return `${d}H${x(1)}`;
+  }
+
+  function drawStaircase(snapped) {
+    const p = panel("staircase", 290, "What each value becomes, for both codebooks");
+    const [top, bottom] = [26, 240];
+    const y = (value) => bottom - ((bottom - top) * (value - low)) / (1 - low);
+    p.text(0, 13, "reconstruction: what a value becomes");
+    for (const value of low < 0 ? [-1, 0, 1] : [0, 0.5, 1]) {
+      p.line(p.left, y(value), p.right, y(value), "grid");
+      p.text(p.left - 5, y(value) + 4, value, { "text-anchor": "end" });
+    }
+    p.line(p.x(low), y(low), p.x(1), y(1), "grid");
+    if (state) {
+      p.add("path", { d: stairs(snapped, p.x, y), class: "kmeans stairs" });
+      p.add("path", { d: stairs(exact, p.x, y), class: "exact stairs" });
+      const value = Number(control("value").value);
+      p.line(p.x(value), top, p.x(value), bottom, "cursor");
+    }
+    p.xAxis(bottom);
+    p.show();
+  }
+
+  // Squared error by value, in bars of twice a histogram's width; the sum is the MSE.
+  function errorsByValue(points) {
+    const parts = new Float64Array(BARS / 2);
+    const total = data.N[data.N.length - 1];
+    let i = 0;
+    S.bounds(data.values, points).forEach((end, n) => {
+      for (; i < end; i++) {
+        const bar = Math.min(parts.length - 1, Math.floor(((data.values[i] + 1) * parts.length) / 2));
+        parts[bar] += (data.counts[i] * (data.values[i] - points[n]) ** 2) / total;
+      }
+    });
+    return parts;
+  }
+
+  function drawError(snapped) {
+    const p = panel("error", 290, "Where the squared error comes from, for both codebooks");
+    const [top, bottom] = [26, 240];
+    p.text(0, 13, "share of the MSE by value (lower is better)");
+    if (state) {
+      const parts = { kmeans: errorsByValue(snapped), exact: errorsByValue(exact) };
+      const most = Math.max(...parts.kmeans, ...parts.exact) || 1;
+      const y = (part) => bottom - ((bottom - top) * part) / most;
+      for (const part of [0, most / 2, most]) {
+        p.line(p.left, y(part), p.right, y(part), "grid");
+        const text = part ? part.toExponential(0).replace("e-", "e−") : "0";
+        p.text(p.left - 5, y(part) + 4, text, { "text-anchor": "end" });
+      }
+      for (const [name, errors] of Object.entries(parts)) {
+        let d = `M${p.x(low)} ${bottom}`;
+        for (let bar = low < 0 ? 0 : errors.length / 2; bar < errors.length; bar++) {
+          d += `V${y(errors[bar])}H${p.x(((bar + 1) * 2) / errors.length - 1)}`;
+        }
+        p.add("path", { d: `${d}V${bottom}`, class: `${name} area` });
+      }
+    }
+    p.xAxis(bottom);
+    p.show();
+  }
+
+  // --- numbers --------------------------------------------------------------------------------
+
+  function row(name, kind, points, error, optimum) {
+    const mean = error / data.N[data.N.length - 1];
+    const ratio = optimum > 0 ? (error / optimum).toFixed(3) : error > 0 ? "∞" : "1.000";
+    const sqnr = error > 0 ? (10 * Math.log10(data.squares / error)).toFixed(2) : "∞";
+    const cells = [points, mean > 0 ? mean.toExponential(3).replace("e-", "e−") : "0", sqnr, ratio];
+    return `<tr data-row="${kind}"><th scope="row"><i class="${kind}"></i>${name}</th>
+      ${cells.map((cell) => `<td>${cell}</td>`).join("")}</tr>`;
+  }
+
+  function writeNumbers(snapped) {
+    const body = root.querySelector("tbody");
+    if (!state) {
+      body.innerHTML = "";
+      tell("There are no samples: draw some.");
+      return;
+    }
+    const optimum = S.squaredError(data, exact);
+    const centres = Float64Array.from(new Set(state.centres)).sort();
+    const now = S.squaredError(data, snapped);
+    const rows = [
+      row("K-means, centres", "centres", centres.length, S.squaredError(data, centres), optimum),
+      row("K-means, snapped", "snapped", snapped.length, now, optimum),
+    ];
+    if (best) {
+      const name = `K-means, best of ${finished}`;
+      rows.push(row(name, "best", best.points.length, best.error, optimum));
+    }
+    rows.push(row("Exact", "exact", exact.length, optimum, optimum));
+    body.innerHTML = rows.join("");
+
+    const lost = 2 ** bits() - snapped.length;
+    const collided = lost > 0 ? ` ${lost} of ${2 ** bits()} codes have no point of their own.` : "";
+    const excess = optimum > 0 ? (100 * (now / optimum - 1)).toPrecision(3) : null;
+    const verdict =
+      excess === null ? "" : ` Snapped, it has ${excess}% more squared error than the optimum.`;
+    const run = state.done ? finished : finished + 1;
+    if (state.done) {
+      tell(`Run ${run} ended after ${state.iteration} iterations.${verdict}${collided}`);
+    } else if (state.iteration) {
+      const moved = state.moved.toPrecision(2);
+      tell(`Run ${run}, iteration ${state.iteration}: the farthest move was ${moved}.${verdict}`);
+    } else {
+      tell(`Run ${run}: the centres are random samples, and one stays at 0.${verdict}`);
+    }
+  }
+
+  function tell(text) {
+    const status = root.querySelector(".explorer-status");
+    status.setAttribute("aria-live", timer ? "off" : "polite"); // not each iteration of a run
+    status.textContent = text;
+  }
+
+  function writeValue(snapped) {
+    const slider = control("value");
+    slider.min = low;
+    const value = Number(slider.value);
+    const to = (points) => points[S.bounds([value], points).findIndex((end) => end > 0)];
+    const sign = (x) => x.toFixed(4).replace("-", "−");
+    control("quantized").value = state
+      ? `${sign(value)} becomes ${sign(to(exact))} (exact), ${sign(to(snapped))} (K-means)`
+      : "";
+  }
+
+  function draw() {
+    const snapped = state ? S.snap(state.centres, universal) : [];
+    root.querySelectorAll("[data-for]").forEach((element) => {
+      element.hidden = (element.dataset.for === "own") !== own();
+    });
+    writeValue(snapped);
+    writeNumbers(snapped);
+    drawPoints(snapped);
+    drawPath();
+    drawStaircase(snapped);
+    drawError(snapped);
+    for (const name of ["step", "run"]) control(name).disabled = !state || state.done;
+    for (const name of ["next", "all"]) control(name).disabled = !state || finished >= RUNS;
+    control("run").textContent = timer ? "Pause" : "Run";
+  }
+
+  // --- drawing a distribution -----------------------------------------------------------------
+
+  let place = BARS / 2; // of the keyboard's pen
+
+  function redraw() {
+    control("preset").selectedIndex = -1; // no longer one of them
+    select();
+  }
+
+  function drawable(svg, p) {
+    const { top, bottom } = HISTOGRAM;
+    svg.classList.add("drawable");
+    const pen = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const box = { x: p.left, y: top, width: p.right - p.left, height: bottom - top };
+    for (const [key, value] of Object.entries(box)) pen.setAttribute(key, value);
+    pen.setAttribute("class", "pen");
+    svg.append(pen);
+    const sheet = plot("points");
+    sheet.tabIndex = 0;
+    sheet.setAttribute("role", "application");
+    sheet.setAttribute("aria-label", "Drawing of a distribution; arrow keys draw");
+  }
+
+  // Bar and height under a pointer.
+  function under(event) {
+    const svg = plot("points").firstChild.getBoundingClientRect();
+    const [left, right] = [svg.left + 44, svg.right - 12];
+    const value = low + ((1 - low) * (event.clientX - left)) / (right - left);
+    const { top, bottom } = HISTOGRAM;
+    const height = (svg.top + bottom - event.clientY) / (bottom - top);
+    const bar = Math.floor(((value + 1) * BARS) / 2);
+    return [
+      Math.min(BARS - 1, Math.max(low < 0 ? 0 : BARS / 2, bar)),
+      Math.min(1, Math.max(0, height)),
+    ];
+  }
+
+  let stroke = null; // the last bar and height of a stroke
+
+  function penDown(event) {
+    if (!event.target.closest(".pen")) return;
+    event.preventDefault();
+    plot("points").setPointerCapture(event.pointerId);
+    stroke = under(event);
+    penMove(event);
+  }
+
+  function penMove(event) {
+    if (!stroke) return;
+    const [bar, height] = under(event);
+    const [from, before] = stroke;
+    const distance = Math.abs(bar - from);
+    for (let n = 0; n <= distance; n++) {
+      const part = distance ? n / distance : 1;
+      bars[from + Math.sign(bar - from) * n] = before + (height - before) * part;
+    }
+    stroke = [bar, height];
+    redraw();
+  }
+
+  function penKey(event) {
+    const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, 0.05], ArrowDown: [0, -0.05] };
+    if (!own() || !(event.key in moves)) return;
+    event.preventDefault();
+    const [along, up] = moves[event.key];
+    place = Math.min(BARS - 8, Math.max(low < 0 ? 0 : BARS / 2, place + along));
+    for (let bar = place; up && bar < place + 8; bar++) {
+      bars[bar] = Math.min(1, Math.max(0, bars[bar] + up));
+    }
+    if (up) redraw();
+    const value = middle(place + 3.5).toFixed(2);
+    tell(`At ${value}: height ${bars[place].toFixed(2)}`);
+    const svg = plot("points").firstChild;
+    svg.querySelector(".place")?.remove();
+    const pen = svg.querySelector(".pen");
+    const mark = pen.cloneNode();
+    const wide = pen.width.baseVal.value / (1 - low);
+    mark.setAttribute("class", "place");
+    mark.setAttribute("x", pen.x.baseVal.value + wide * (middle(place - 0.5) - low));
+    mark.setAttribute("width", (wide * 16) / BARS);
+    svg.append(mark);
+  }
+
+  // --- events ---------------------------------------------------------------------------------
+
+  function fillLayers() {
+    if (own()) return;
+    const { layers } = networks[control("source").value];
+    const sign = ({ nonNegative }) => (nonNegative ? "behind a ReLU" : "signed");
+    control("layer").innerHTML = options(layers.map((l, i) => [i, `${l.name} (${sign(l)})`]));
+    fillChannels();
+  }
+
+  function fillChannels() {
+    control("channel").innerHTML = options(layer().channels.map((c, i) => [i, c.index]));
+  }
+
+  function usePreset() {
+    const [signed, density] = PRESETS[control("preset").value];
+    control("nonNegative").checked = !signed;
+    bars.forEach((_, bar) => {
+      bars[bar] = Math.min(1, density(middle(bar)));
+      if (!signed && bar < BARS / 2) bars[bar] = 0;
+    });
+  }
+
+  const before = { source: fillLayers, layer: fillChannels, preset: usePreset };
+  root.addEventListener("input", ({ target: { name } }) => {
+    before[name]?.();
+    if (name === "seed") reset();
+    else if (name === "logarithmic" || name === "value") draw();
+    else select();
+  });
+  const pressed = {
+    step,
+    run: play,
+    next() {
+      toTheEnd();
+      begin();
+    },
+    all() {
+      toTheEnd();
+      while (finished < RUNS) {
+        begin();
+        toTheEnd();
+      }
+    },
+    reset,
+  };
+  root.addEventListener("click", ({ target }) => {
+    if (target.tagName !== "BUTTON") return;
+    if (target.name !== "run") pause();
+    pressed[target.name]();
+    draw();
+  });
+  plot("points").addEventListener("pointerdown", penDown);
+  plot("points").addEventListener("pointermove", penMove);
+  plot("points").addEventListener("pointerup", () => (stroke = null));
+  plot("points").addEventListener("pointercancel", () => (stroke = null));
+  plot("points").addEventListener("keydown", penKey);
+  new ResizeObserver(() => draw()).observe(root);
+
+  usePreset();
+  fillLayers();
+  select();
+})();
