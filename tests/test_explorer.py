@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import dfsq
 from dfsq import selection
@@ -166,3 +167,220 @@ def test_kmeans_takes_the_same_path(script, network):
         points, error = min((run[1:] for run in runs), key=lambda run: run[1])
         assert error == pytest.approx(best.sse, rel=1e-9, abs=1e-12)
         assert points == best.points.tolist()
+
+
+def test_condensed_samples_stay_in_their_cells():
+    x = np.random.default_rng(3).normal(0, 0.3, (3, 5000)).clip(-1, 1)
+    x[1] = np.abs(x[1])
+    x[2] = 0
+    histogram = dfsq.Histogram(3)
+    histogram.add(x[None])
+    for channel in range(3):
+        steps, counts = explorer.condensed(histogram, channel)
+        assert np.all(np.diff(steps) > 0)
+        again = dfsq.Histogram.of(steps / STEPS, weights=counts)
+        assert np.array_equal(again.count[0], histogram.count[channel])
+        off = np.abs(again.total[0] - histogram.total[channel])
+        assert np.all(off <= histogram.count[channel] / STEPS)
+
+
+def test_weighted_samples_are_refused():
+    histogram = dfsq.Histogram.of([0.1, 0.2], weights=[0.5, 2])
+    with pytest.raises(ValueError, match="not weighted"):
+        explorer.condensed(histogram, 0)
+
+
+def test_channels_reach_from_the_emptiest_to_the_fullest():
+    histogram = dfsq.Histogram(5)
+    for channel, cells in enumerate((7, 90, 3, 50, 20)):
+        histogram.count[channel, :cells] = 1
+    assert explorer.channels_of(histogram, 3) == [1, 2, 4]
+    assert explorer.channels_of(histogram, 9) == [0, 1, 2, 3, 4]
+
+
+def test_widget_selects_again():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(5, 2, 3)
+    )
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    calibration = dfsq.calibrate(network, images, dfsq.Config(), progress=False)
+    layer, channel, bits, words, errors, _ = explorer.widget(calibration).children
+    seen = {errors.value}
+    for control, value in ((bits, 2), (words, explorer.WORDS["SQ"]), (layer, "2"), (channel, 4)):
+        control.value = value
+        assert errors.value not in seen, control.description
+        seen.add(errors.value)
+    layer.value = "0"  # of three channels
+    assert channel.value == channel.max == 2
+    signed = not calibration.layers["0"].non_negative
+    best = dfsq.select(
+        calibration.layers["0"].histogram.only([2]),
+        2,
+        universal=dfsq.universal_set("sq", signed=signed),
+    )
+    assert f"exact: 4 points, mean squared error {best.sse / best.samples:.4g}" in errors.value
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(browser, repository, network, tmp_path):
+    """Open the explorer on a page of its own, from a folder, at some width."""
+    explorer.write(tmp_path / "explorer-data.js", [network])
+    static = repository / "book" / "_static"
+    scripts = (tmp_path / "explorer-data.js", static / "selection.js", static / "explorer.js")
+    (tmp_path / "page.html").write_text(
+        f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+        <meta name="viewport" content="width=device-width">
+        <link rel="stylesheet" href="{(static / "explorer.css").as_uri()}"></head>
+        <body><div id="dfsq-explorer"></div>
+        {"".join(f'<script src="{path.as_uri()}" defer></script>' for path in scripts)}
+        </body></html>"""
+    )
+    contexts, troubles = [], []
+
+    def opened(width=1000, **options):
+        context = browser.new_context(viewport={"width": width, "height": 1400}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_selector("[data-row=exact]")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not troubles
+
+
+def numbers(page, row):
+    """What the table says: points, mean squared error, SQNR, error over the optimum's."""
+    cells = page.locator(f"[data-row={row}] td").all_inner_texts()
+    return [float(cell.replace("−", "-").replace("∞", "inf")) for cell in cells]
+
+
+def drawn(page, kind):
+    return page.locator(f"[data-plot=points] path.{kind}").get_attribute("d")
+
+
+@pytest.mark.browser
+def test_controls_change_what_is_shown(opened, network):
+    page = opened()
+    for layer in (0, 1):
+        page.select_option("[name=layer]", str(layer))
+        shown = network["layers"][layer]
+        for channel, bits, words in ((0, 4, 4), (2, 3, "sq"), (5, 6, 3)):
+            page.select_option("[name=channel]", str(channel))
+            page.fill("[name=bits]", str(bits))
+            page.select_option("[name=words]", str(words))
+            one = shown["channels"][channel]
+            x, w = np.cumsum(one["values"]) / STEPS, np.array(one["counts"])
+            best = dfsq.select(x, bits, "exact", universal(words, layer == 0), weights=w)
+            points, error, sqnr, ratio = numbers(page, "exact")
+            assert points == len(best.points)
+            assert error == pytest.approx(best.sse / w.sum(), rel=1e-3)
+            assert sqnr == pytest.approx(10 * np.log10(np.dot(w, x**2) / best.sse), abs=0.006)
+            assert ratio == 1
+            assert page.locator("[name=width]").inner_text() == f"{bits} ({2**bits} codes)"
+            assert numbers(page, "snapped")[3] >= 1
+    bars = drawn(page, "bars")
+    page.check("[name=logarithmic]")
+    assert drawn(page, "bars") != bars
+    said = page.locator("[name=quantized]").inner_text()
+    page.fill("[name=value]", "0.9")
+    assert page.locator("[name=quantized]").inner_text() != said
+
+
+@pytest.mark.browser
+def test_kmeans_is_stepped_run_and_reset(opened):
+    page = opened(reduced_motion="reduce")
+    status = page.locator("[role=status]")
+    first = drawn(page, "open")
+    for iteration in (1, 2, 3):
+        before = drawn(page, "open")
+        page.click("[name=step]")
+        assert drawn(page, "open") != before
+        assert f"Run 1, iteration {iteration}:" in status.inner_text()
+    page.click("[name=run]")  # at once, as those want it who like no motion
+    assert "Run 1 ended" in status.inner_text()
+    assert page.locator("[name=step]").is_disabled()
+    one = numbers(page, "best")
+    page.click("[name=next]")
+    assert "Run 2:" in status.inner_text()
+    assert drawn(page, "open") != first
+    page.click("[name=all]")
+    assert "Run 5 ended" in status.inner_text()
+    assert numbers(page, "best")[1] <= one[1]
+    assert numbers(page, "best")[3] >= 1
+    assert page.locator("[name=next]").is_disabled()
+    page.click("[name=reset]")
+    assert drawn(page, "open") == first
+    page.fill("[name=seed]", "1")
+    assert drawn(page, "open") != first
+    assert page.locator("[data-row=best]").count() == 0
+
+
+@pytest.mark.browser
+def test_kmeans_runs_by_itself_and_pauses(opened):
+    page = opened()
+    page.click("[name=run]")
+    page.wait_for_function(
+        "/iteration ([3-9]|\\d\\d)/.test(document.querySelector('[role=status]').textContent)"
+    )
+    page.click("[name=run]")
+    assert page.locator("[name=run]").inner_text() == "Run"
+    said = page.locator("[role=status]").inner_text()
+    page.wait_for_timeout(600)  # more than one iteration's time
+    assert page.locator("[role=status]").inner_text() == said
+
+
+@pytest.mark.browser
+def test_a_distribution_is_drawn(opened):
+    page = opened()
+    page.select_option("[name=source]", "own")
+    assert page.locator("[name=preset]").is_visible()
+    assert not page.locator("[name=layer]").is_visible()
+    seen = set()
+    for preset in page.locator("[name=preset] option").all_inner_texts():
+        page.select_option("[name=preset]", preset)
+        seen.add(drawn(page, "bars"))
+    assert len(seen) == 7
+    assert "no samples" in page.locator("[role=status]").inner_text()  # the empty sheet
+    assert page.locator("tbody tr").count() == 0
+
+    box = page.locator(".pen").bounding_box()
+    x, y = box["x"] + box["width"] / 4, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=4)
+    page.mouse.up()
+    page.wait_for_selector("[data-row=exact]")
+    bars = drawn(page, "bars")
+    assert numbers(page, "exact")[0] == 16
+    page.mouse.move(x, y)  # with the button up
+    assert drawn(page, "bars") == bars
+
+    page.focus("[data-plot=points]")
+    page.keyboard.press("ArrowRight")
+    assert drawn(page, "bars") == bars
+    page.keyboard.press("ArrowUp")
+    assert drawn(page, "bars") != bars
+    page.keyboard.press("ArrowDown")
+    assert drawn(page, "bars") == bars
+    page.check("[name=nonNegative]")
+    assert "189 points" in page.locator("[data-plot=points]").inner_text()
+
+
+@pytest.mark.browser
+def test_the_page_suits_a_phone_and_names_its_controls(opened):
+    page = opened(width=390)
+    for source in ("0", "own"):
+        page.select_option("[name=source]", source)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input, select')].filter((e) => !e.labels.length).length"
+    )
+    assert unnamed == 0

@@ -42,8 +42,8 @@
       <label data-for="network">Channel <select name="channel"></select></label>
       <label data-for="own">Start from
         <select name="preset">${options(Object.keys(PRESETS).map((p) => [p, p]))}</select></label>
-      <label>Bits: <output name="width"></output>
-        <input name="bits" type="range" min="2" max="8" value="4"></label>
+      <label for="explorer-bits">Bits: <output name="width"></output>
+        <input id="explorer-bits" name="bits" type="range" min="2" max="8" value="4"></label>
       <label>Universal set
         <select name="words">${options([
           [4, `4 words: ${count(4)}`],
@@ -80,7 +80,6 @@
         <tbody></tbody>
       </table>
     </div>
-    <div class="explorer-plot" data-plot="path"></div>
     <div class="explorer-pair">
       <div class="explorer-plot" data-plot="staircase"></div>
       <div class="explorer-plot" data-plot="error"></div>
@@ -185,6 +184,9 @@
 
   // --- drawing --------------------------------------------------------------------------------
 
+  const MARGIN = { left: 52, right: 12 };
+  const minus = (text) => String(text).replace("-", "−");
+
   // A panel: an SVG as wide as its place, in pixels, so that text keeps its size on a phone.
   function panel(name, height, title) {
     const place = plot(name);
@@ -194,23 +196,28 @@
       const list = Object.entries(attributes).map(([key, value]) => ` ${key}="${value}"`);
       shapes.push(`<${tag}${list.join("")}>${text}</${tag}>`);
     };
-    const [left, right] = [44, width - 12];
+    const [left, right] = [MARGIN.left, width - MARGIN.right];
+    const x = (value) => left + ((right - left) * (value - low)) / (1 - low);
     return {
       width,
       height,
       left,
       right,
       add,
-      x: (value) => left + ((right - left) * (value - low)) / (1 - low),
+      x,
       text: (x, y, text, attributes = {}) => add("text", { x, y, ...attributes }, text),
-      line: (x1, y1, x2, y2, kind) =>
-        add("path", { d: `M${x1} ${y1}L${x2} ${y2}`, class: kind }),
+      path: (kind, d) => add("path", { d, class: kind }),
+      marks: (points, y, shape) => Array.from(points, (q) => shape(x(q), y, size())).join(""),
+      tick(y, label) {
+        this.path("grid", `M${left} ${y}H${right}`);
+        this.text(left - 5, y + 4, label, { "text-anchor": "end" });
+      },
       xAxis(y) {
         for (const value of low < 0 ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
-          this.line(this.x(value), y, this.x(value), y + 4, "axis");
-          this.text(this.x(value), y + 17, value, { "text-anchor": "middle" });
+          this.path("axis", `M${x(value)} ${y}v4`);
+          this.text(x(value), y + 17, minus(value), { "text-anchor": "middle" });
         }
-        this.line(left, y, right, y, "axis");
+        this.path("axis", `M${left} ${y}H${right}`);
         this.text((left + right) / 2, y + 34, "normalized value", { "text-anchor": "middle" });
       },
       show() {
@@ -236,86 +243,64 @@
     return shares;
   }
 
-  const HISTOGRAM = { top: 26, bottom: 186 };
+  const HISTOGRAM = { top: 26, bottom: 156 };
 
-  function drawPoints(snapped) {
-    const p = panel("points", 368, "Histogram of the samples, and the points selected below it");
+  function drawHistogram(p) {
     const { top, bottom } = HISTOGRAM;
     const shares = heights();
     const most = own() ? 1 : Math.max(...shares);
     const least = 1e-5; // of a logarithmic axis
     const logarithmic = !own() && control("logarithmic").checked;
-    const y = (share) =>
-      bottom -
-      (bottom - top) *
-        (logarithmic
-          ? Math.max(0, Math.log(share / least) / Math.log(most / least))
-          : share / most);
+    const part = (share) =>
+      logarithmic ? Math.max(0, Math.log(share / least) / Math.log(most / least)) : share / most;
+    const y = (share) => bottom - (bottom - top) * part(share);
     p.text(0, 13, own() ? "height drawn" : "share of samples (a bar is 1/128 wide)");
     const ticks = logarithmic
-      ? [1e-5, 1e-4, 1e-3, 1e-2, 1e-1].filter((share) => share <= most)
+      ? [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1].filter((share) => share <= most)
       : [0, most / 2, most];
-    for (const share of ticks) {
-      p.line(p.left, y(share), p.right, y(share), "grid");
-      const label = own() ? share : percent(share);
-      p.text(p.left - 5, y(share) + 4, label, { "text-anchor": "end" });
-    }
+    for (const share of ticks) p.tick(y(share), own() ? share : percent(share));
     let d = "";
     for (let bar = low < 0 ? 0 : BARS / 2; bar < BARS; bar++) {
       const [a, b] = [p.x((bar * 2) / BARS - 1), p.x(((bar + 1) * 2) / BARS - 1)];
       if (shares[bar] > 0) d += `M${a} ${bottom}V${y(shares[bar])}H${b}V${bottom}z`;
     }
-    p.add("path", { d, class: "bars" });
-    const lines = Array.from(exact, (q) => `M${p.x(q)} ${top}V${bottom}`).join("");
-    p.add("path", { d: lines, class: "exact faint" });
-
-    const [centreY, snapY, setY, exactY] = [212, 244, 276, 308];
-    const r = size();
-    const label = (y, text) => p.text(0, y - 9, text, { class: "row" });
-    label(centreY, "K-means: centres");
-    label(snapY, "K-means: snapped");
-    label(setY, `universal set: ${universal.length} points`);
-    label(exactY, "exact");
-    const marks = universal.reduce((d, q) => `${d}M${p.x(q)} ${setY - 5}v10`, "");
-    p.add("path", { d: marks, class: "set" });
-    if (state) {
-      const near = (centre) => S.snap([centre], universal)[0];
-      const falls = state.centres.map(
-        (c) => `M${p.x(c)} ${centreY}L${p.x(near(c))} ${snapY}`,
-      );
-      p.add("path", { d: falls.join(""), class: "kmeans faint" });
-      const at = (points, y, shape) => Array.from(points, (q) => shape(p.x(q), y, r)).join("");
-      p.add("path", { d: at(state.centres, centreY, square), class: "kmeans open" });
-      p.add("path", { d: at(snapped, snapY, square), class: "kmeans mark" });
-      p.add("path", { d: at(exact, exactY, circle), class: "exact mark" });
-    }
-    p.xAxis(324);
-    const svg = p.show();
-    if (own()) drawable(svg, p);
+    p.path("bars", d);
+    p.path("exact faint", Array.from(exact, (q) => `M${p.x(q)} ${top}V${bottom}`).join(""));
   }
 
-  function drawPath() {
-    const p = panel("path", 200, "The centres of K-means at each iteration");
-    const [top, bottom] = [26, 150];
+  // The centres' ways down, and from where they are now to their universal points.
+  function drawCentres(p, top, bottom, snapY) {
     const last = Math.max(8, path.length - 1);
     const y = (iteration) => top + ((bottom - top) * iteration) / last;
-    p.text(0, 13, "K-means: where each centre was, by iteration");
-    for (const iteration of [0, Math.round(last / 2), last]) {
-      p.line(p.left, y(iteration), p.right, y(iteration), "grid");
-      p.text(p.left - 5, y(iteration) + 4, iteration, { "text-anchor": "end" });
-    }
-    if (path.length) {
-      const traces = path[0].map((_, i) =>
-        path.map((c, n) => `${n ? "L" : "M"}${p.x(c[i])} ${y(n)}`).join(""),
-      );
-      p.add("path", { d: traces.join(""), class: "kmeans trace" });
-      const now = path.length - 1;
-      const r = Math.min(size(), 3);
-      const heads = path[now].map((c) => square(p.x(c), y(now), r));
-      p.add("path", { d: heads.join(""), class: "kmeans mark" });
-    }
-    p.xAxis(bottom + 8);
-    p.show();
+    p.text(0, top - 12, "K-means: centres by iteration");
+    for (const iteration of [0, Math.round(last / 2), last]) p.tick(y(iteration), iteration);
+    const now = path.length - 1;
+    const ways = state.centres.map((_, i) =>
+      path.map((centres, n) => `${n ? "L" : "M"}${p.x(centres[i])} ${y(n)}`).join(""),
+    );
+    p.path("kmeans trace", ways.join(""));
+    const falls = state.centres.map((centre) => {
+      const [nearest] = S.snap([centre], universal);
+      return `M${p.x(centre)} ${y(now)}L${p.x(nearest)} ${snapY}`;
+    });
+    p.path("kmeans fall", falls.join(""));
+    p.path("kmeans open", p.marks(state.centres, y(now), square));
+  }
+
+  function drawPoints(snapped) {
+    const p = panel("points", 436, "Histogram of the samples, and the points selected below it");
+    drawHistogram(p);
+    const [snapY, setY, exactY] = [316, 351, 386];
+    if (state) drawCentres(p, 196, 282, snapY);
+    p.path("set", Array.from(universal, (q) => `M${p.x(q)} ${setY - 5}v10`).join(""));
+    p.path("kmeans mark", p.marks(snapped, snapY, square));
+    p.path("exact mark", p.marks(exact, exactY, circle));
+    p.text(0, snapY - 10, "K-means: snapped");
+    p.text(0, setY - 10, `universal set: ${universal.length} points`);
+    p.text(0, exactY - 12, "exact");
+    p.xAxis(400);
+    const svg = p.show();
+    if (own()) addPen(svg, p);
   }
 
   // The points' values over the axis, as a line of steps.
@@ -330,16 +315,12 @@
     const [top, bottom] = [26, 240];
     const y = (value) => bottom - ((bottom - top) * (value - low)) / (1 - low);
     p.text(0, 13, "reconstruction: what a value becomes");
-    for (const value of low < 0 ? [-1, 0, 1] : [0, 0.5, 1]) {
-      p.line(p.left, y(value), p.right, y(value), "grid");
-      p.text(p.left - 5, y(value) + 4, value, { "text-anchor": "end" });
-    }
-    p.line(p.x(low), y(low), p.x(1), y(1), "grid");
+    for (const value of low < 0 ? [-1, 0, 1] : [0, 0.5, 1]) p.tick(y(value), minus(value));
+    p.path("grid", `M${p.x(low)} ${y(low)}L${p.x(1)} ${y(1)}`);
     if (state) {
-      p.add("path", { d: stairs(snapped, p.x, y), class: "kmeans stairs" });
-      p.add("path", { d: stairs(exact, p.x, y), class: "exact stairs" });
-      const value = Number(control("value").value);
-      p.line(p.x(value), top, p.x(value), bottom, "cursor");
+      p.path("kmeans stairs", stairs(snapped, p.x, y));
+      p.path("exact stairs", stairs(exact, p.x, y));
+      p.path("cursor", `M${p.x(Number(control("value").value))} ${top}V${bottom}`);
     }
     p.xAxis(bottom);
     p.show();
@@ -362,22 +343,20 @@
   function drawError(snapped) {
     const p = panel("error", 290, "Where the squared error comes from, for both codebooks");
     const [top, bottom] = [26, 240];
-    p.text(0, 13, "share of the MSE by value (lower is better)");
+    p.text(0, 13, "contribution to the MSE (lower is better)");
     if (state) {
       const parts = { kmeans: errorsByValue(snapped), exact: errorsByValue(exact) };
       const most = Math.max(...parts.kmeans, ...parts.exact) || 1;
       const y = (part) => bottom - ((bottom - top) * part) / most;
       for (const part of [0, most / 2, most]) {
-        p.line(p.left, y(part), p.right, y(part), "grid");
-        const text = part ? part.toExponential(0).replace("e-", "e−") : "0";
-        p.text(p.left - 5, y(part) + 4, text, { "text-anchor": "end" });
+        p.tick(y(part), part ? minus(part.toExponential(1)) : "0");
       }
       for (const [name, errors] of Object.entries(parts)) {
         let d = `M${p.x(low)} ${bottom}`;
         for (let bar = low < 0 ? 0 : errors.length / 2; bar < errors.length; bar++) {
           d += `V${y(errors[bar])}H${p.x(((bar + 1) * 2) / errors.length - 1)}`;
         }
-        p.add("path", { d: `${d}V${bottom}`, class: `${name} area` });
+        p.path(`${name} area`, `${d}V${bottom}`);
       }
     }
     p.xAxis(bottom);
@@ -390,7 +369,7 @@
     const mean = error / data.N[data.N.length - 1];
     const ratio = optimum > 0 ? (error / optimum).toFixed(3) : error > 0 ? "∞" : "1.000";
     const sqnr = error > 0 ? (10 * Math.log10(data.squares / error)).toFixed(2) : "∞";
-    const cells = [points, mean > 0 ? mean.toExponential(3).replace("e-", "e−") : "0", sqnr, ratio];
+    const cells = [points, mean > 0 ? minus(mean.toExponential(3)) : "0", sqnr, ratio];
     return `<tr data-row="${kind}"><th scope="row"><i class="${kind}"></i>${name}</th>
       ${cells.map((cell) => `<td>${cell}</td>`).join("")}</tr>`;
   }
@@ -443,7 +422,7 @@
     slider.min = low;
     const value = Number(slider.value);
     const to = (points) => points[S.bounds([value], points).findIndex((end) => end > 0)];
-    const sign = (x) => x.toFixed(4).replace("-", "−");
+    const sign = (x) => minus(x.toFixed(4));
     control("quantized").value = state
       ? `${sign(value)} becomes ${sign(to(exact))} (exact), ${sign(to(snapped))} (K-means)`
       : "";
@@ -454,10 +433,10 @@
     root.querySelectorAll("[data-for]").forEach((element) => {
       element.hidden = (element.dataset.for === "own") !== own();
     });
+    offerKeys();
     writeValue(snapped);
     writeNumbers(snapped);
     drawPoints(snapped);
-    drawPath();
     drawStaircase(snapped);
     drawError(snapped);
     for (const name of ["step", "run"]) control(name).disabled = !state || state.done;
@@ -474,24 +453,33 @@
     select();
   }
 
-  function drawable(svg, p) {
+  function addPen(svg, p) {
     const { top, bottom } = HISTOGRAM;
-    svg.classList.add("drawable");
     const pen = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     const box = { x: p.left, y: top, width: p.right - p.left, height: bottom - top };
     for (const [key, value] of Object.entries(box)) pen.setAttribute(key, value);
     pen.setAttribute("class", "pen");
     svg.append(pen);
+  }
+
+  // The plot takes the focus, and its arrow keys draw, only where there is something to draw.
+  function offerKeys() {
     const sheet = plot("points");
-    sheet.tabIndex = 0;
-    sheet.setAttribute("role", "application");
-    sheet.setAttribute("aria-label", "Drawing of a distribution; arrow keys draw");
+    const attributes = {
+      tabindex: 0,
+      role: "application",
+      "aria-label": "Drawing of a distribution; arrow keys draw",
+    };
+    for (const [key, value] of Object.entries(attributes)) {
+      if (own()) sheet.setAttribute(key, value);
+      else sheet.removeAttribute(key);
+    }
   }
 
   // Bar and height under a pointer.
   function under(event) {
     const svg = plot("points").firstChild.getBoundingClientRect();
-    const [left, right] = [svg.left + 44, svg.right - 12];
+    const [left, right] = [svg.left + MARGIN.left, svg.right - MARGIN.right];
     const value = low + ((1 - low) * (event.clientX - left)) / (right - left);
     const { top, bottom } = HISTOGRAM;
     const height = (svg.top + bottom - event.clientY) / (bottom - top);
@@ -503,6 +491,7 @@
   }
 
   let stroke = null; // the last bar and height of a stroke
+  let frame = null; // the next one to be drawn
 
   function penDown(event) {
     if (!event.target.closest(".pen")) return;
@@ -522,7 +511,10 @@
       bars[from + Math.sign(bar - from) * n] = before + (height - before) * part;
     }
     stroke = [bar, height];
-    redraw();
+    frame ??= requestAnimationFrame(() => {
+      frame = null;
+      redraw();
+    });
   }
 
   function penKey(event) {
@@ -583,7 +575,7 @@
     run: play,
     next() {
       toTheEnd();
-      begin();
+      if (finished < RUNS) begin();
     },
     all() {
       toTheEnd();
