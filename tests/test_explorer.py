@@ -344,14 +344,14 @@ def test_a_distribution_is_drawn(opened):
     assert page.locator("[name=preset]").is_visible()
     assert not page.locator("[name=layer]").is_visible()
     seen = set()
-    for preset in page.locator("[name=preset] option").all_inner_texts():
+    for preset in page.locator("[name=preset] option:not([hidden])").all_inner_texts():
         page.select_option("[name=preset]", preset)
         seen.add(drawn(page, "bars"))
     assert len(seen) == 7
     assert "no samples" in page.locator("[role=status]").inner_text()  # the empty sheet
     assert page.locator("tbody tr").count() == 0
 
-    box = page.locator(".pen").bounding_box()
+    box = page.locator(".explorer-pen").bounding_box()
     x, y = box["x"] + box["width"] / 4, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
@@ -363,7 +363,7 @@ def test_a_distribution_is_drawn(opened):
     page.mouse.move(x, y)  # with the button up
     assert drawn(page, "bars") == bars
 
-    page.focus("[data-plot=points]")
+    page.focus(".explorer-pen")
     page.keyboard.press("ArrowRight")
     assert drawn(page, "bars") == bars
     page.keyboard.press("ArrowUp")

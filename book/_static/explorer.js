@@ -28,7 +28,7 @@
 
   const options = (pairs) =>
     pairs.map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
-  const count = (words) => `${S.universalSet(words).length} points`;
+  const size = (words) => S.universalSet(words).length;
 
   root.innerHTML = `
     <fieldset class="explorer-controls">
@@ -41,16 +41,17 @@
       <label data-for="network">Layer <select name="layer"></select></label>
       <label data-for="network">Channel <select name="channel"></select></label>
       <label data-for="own">Start from
-        <select name="preset">${options(Object.keys(PRESETS).map((p) => [p, p]))}</select></label>
+        <select name="preset">${options(Object.keys(PRESETS).map((p) => [p, p]))}
+          <option value="drawn" hidden>as drawn</option></select></label>
       <label for="explorer-bits">Bits: <output name="width"></output>
         <input id="explorer-bits" name="bits" type="range" min="2" max="8" value="4"></label>
       <label>Universal set
         <select name="words">${options([
-          [4, `4 words: ${count(4)}`],
-          [3, `3 words: ${count(3)}`],
-          [2, `2 words: ${count(2)}`],
-          [1, `1 word: ${count(1)}`],
-          ["sq", `SQ, 2 words: ${count("sq")}`],
+          [4, `4 words (${size(4)} points)`],
+          [3, `3 words (${size(3)} points)`],
+          [2, `2 words (${size(2)} points)`],
+          [1, `1 word (${size(1)} points)`],
+          ["sq", `SQ (${size("sq")} points)`],
         ])}</select></label>
       <label class="explorer-check" data-for="network">
         <input name="logarithmic" type="checkbox"> Logarithmic heights</label>
@@ -60,7 +61,11 @@
     <p class="explorer-hint" data-for="own">Draw over the bars with a mouse or a finger, or with the
       arrow keys once the drawing has the focus: left and right choose a place, up and down
       change its height.</p>
-    <div class="explorer-plot" data-plot="points"></div>
+    <div class="explorer-sheet">
+      <div class="explorer-plot" data-plot="points"></div>
+      <div class="explorer-pen" data-for="own" tabindex="0" role="application"
+        aria-label="Drawing of a distribution; arrow keys draw"><i hidden></i></div>
+    </div>
     <fieldset class="explorer-controls explorer-buttons">
       <legend>K-means, iteration by iteration</legend>
       <button type="button" name="step">Step</button>
@@ -207,7 +212,7 @@
       x,
       text: (x, y, text, attributes = {}) => add("text", { x, y, ...attributes }, text),
       path: (kind, d) => add("path", { d, class: kind }),
-      marks: (points, y, shape) => Array.from(points, (q) => shape(x(q), y, size())).join(""),
+      marks: (points, y, shape) => Array.from(points, (q) => shape(x(q), y, radius())).join(""),
       tick(y, label) {
         this.path("grid", `M${left} ${y}H${right}`);
         this.text(left - 5, y + 4, label, { "text-anchor": "end" });
@@ -223,14 +228,13 @@
       show() {
         place.innerHTML = `<svg role="img" aria-label="${title}" width="${width}" height="${height}"
           viewBox="0 0 ${width} ${height}">${shapes.join("")}</svg>`;
-        return place.firstChild;
       },
     };
   }
 
   const square = (x, y, r) => `M${x - r} ${y - r}h${2 * r}v${2 * r}h${-2 * r}z`;
   const circle = (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`;
-  const size = () => (bits() > 6 ? 2 : bits() > 4 ? 3 : 4.5);
+  const radius = () => (bits() > 6 ? 2 : bits() > 4 ? 3 : 4.5);
   const percent = (share) => `${Number((100 * share).toPrecision(2))}%`;
 
   function heights() {
@@ -299,8 +303,7 @@
     p.text(0, setY - 10, `universal set: ${universal.length} points`);
     p.text(0, exactY - 12, "exact");
     p.xAxis(400);
-    const svg = p.show();
-    if (own()) addPen(svg, p);
+    p.show();
   }
 
   // The points' values over the axis, as a line of steps.
@@ -433,7 +436,6 @@
     root.querySelectorAll("[data-for]").forEach((element) => {
       element.hidden = (element.dataset.for === "own") !== own();
     });
-    offerKeys();
     writeValue(snapped);
     writeNumbers(snapped);
     drawPoints(snapped);
@@ -446,43 +448,26 @@
 
   // --- drawing a distribution -----------------------------------------------------------------
 
+  const pen = root.querySelector(".explorer-pen"); // over the bars
+  const { top, bottom } = HISTOGRAM;
+  Object.assign(pen.style, {
+    left: `${MARGIN.left}px`,
+    right: `${MARGIN.right}px`,
+    top: `${top}px`,
+    height: `${bottom - top}px`,
+  });
   let place = BARS / 2; // of the keyboard's pen
 
   function redraw() {
-    control("preset").selectedIndex = -1; // no longer one of them
+    control("preset").value = "drawn";
     select();
-  }
-
-  function addPen(svg, p) {
-    const { top, bottom } = HISTOGRAM;
-    const pen = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const box = { x: p.left, y: top, width: p.right - p.left, height: bottom - top };
-    for (const [key, value] of Object.entries(box)) pen.setAttribute(key, value);
-    pen.setAttribute("class", "pen");
-    svg.append(pen);
-  }
-
-  // The plot takes the focus, and its arrow keys draw, only where there is something to draw.
-  function offerKeys() {
-    const sheet = plot("points");
-    const attributes = {
-      tabindex: 0,
-      role: "application",
-      "aria-label": "Drawing of a distribution; arrow keys draw",
-    };
-    for (const [key, value] of Object.entries(attributes)) {
-      if (own()) sheet.setAttribute(key, value);
-      else sheet.removeAttribute(key);
-    }
   }
 
   // Bar and height under a pointer.
   function under(event) {
-    const svg = plot("points").firstChild.getBoundingClientRect();
-    const [left, right] = [svg.left + MARGIN.left, svg.right - MARGIN.right];
-    const value = low + ((1 - low) * (event.clientX - left)) / (right - left);
-    const { top, bottom } = HISTOGRAM;
-    const height = (svg.top + bottom - event.clientY) / (bottom - top);
+    const box = pen.getBoundingClientRect();
+    const value = low + ((1 - low) * (event.clientX - box.left)) / box.width;
+    const height = (box.bottom - event.clientY) / box.height;
     const bar = Math.floor(((value + 1) * BARS) / 2);
     return [
       Math.min(BARS - 1, Math.max(low < 0 ? 0 : BARS / 2, bar)),
@@ -494,9 +479,7 @@
   let frame = null; // the next one to be drawn
 
   function penDown(event) {
-    if (!event.target.closest(".pen")) return;
-    event.preventDefault();
-    plot("points").setPointerCapture(event.pointerId);
+    pen.setPointerCapture(event.pointerId);
     stroke = under(event);
     penMove(event);
   }
@@ -519,7 +502,7 @@
 
   function penKey(event) {
     const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, 0.05], ArrowDown: [0, -0.05] };
-    if (!own() || !(event.key in moves)) return;
+    if (!(event.key in moves)) return;
     event.preventDefault();
     const [along, up] = moves[event.key];
     place = Math.min(BARS - 8, Math.max(low < 0 ? 0 : BARS / 2, place + along));
@@ -529,15 +512,10 @@
     if (up) redraw();
     const value = middle(place + 3.5).toFixed(2);
     tell(`At ${value}: height ${bars[place].toFixed(2)}`);
-    const svg = plot("points").firstChild;
-    svg.querySelector(".place")?.remove();
-    const pen = svg.querySelector(".pen");
-    const mark = pen.cloneNode();
-    const wide = pen.width.baseVal.value / (1 - low);
-    mark.setAttribute("class", "place");
-    mark.setAttribute("x", pen.x.baseVal.value + wide * (middle(place - 0.5) - low));
-    mark.setAttribute("width", (wide * 16) / BARS);
-    svg.append(mark);
+    const mark = pen.firstChild; // where the keyboard draws
+    mark.hidden = false;
+    mark.style.left = `${(100 * (middle(place - 0.5) - low)) / (1 - low)}%`;
+    mark.style.width = `${(100 * 16) / BARS / (1 - low)}%`;
   }
 
   // --- events ---------------------------------------------------------------------------------
@@ -592,11 +570,11 @@
     pressed[target.name]();
     draw();
   });
-  plot("points").addEventListener("pointerdown", penDown);
-  plot("points").addEventListener("pointermove", penMove);
-  plot("points").addEventListener("pointerup", () => (stroke = null));
-  plot("points").addEventListener("pointercancel", () => (stroke = null));
-  plot("points").addEventListener("keydown", penKey);
+  pen.addEventListener("pointerdown", penDown);
+  pen.addEventListener("pointermove", penMove);
+  for (const end of ["pointerup", "pointercancel"]) pen.addEventListener(end, () => (stroke = null));
+  pen.addEventListener("keydown", penKey);
+  pen.addEventListener("blur", () => (pen.firstChild.hidden = true));
   new ResizeObserver(() => draw()).observe(root);
 
   usePreset();
