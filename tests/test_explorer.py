@@ -375,6 +375,30 @@ def test_a_distribution_is_drawn(opened):
 
 
 @pytest.mark.browser
+def test_a_finger_draws_one_stroke(opened):
+    """What is drawn again on the way must not end the touch, nor may the page scroll."""
+    page = opened(width=390, has_touch=True, is_mobile=True)
+    page.select_option("[name=source]", "own")
+    page.select_option("[name=preset]", "Nothing: an empty sheet")
+    box = page.locator(".explorer-pen").bounding_box()
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        points = [{"x": box["x"] + x, "y": box["y"] + y} for x, y in points]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (20, 100))
+    for step in range(1, 21):
+        touch("touchMove", (20 + step * (box["width"] - 40) / 20, 100 - 3 * step))
+        page.evaluate("new Promise(requestAnimationFrame)")
+    touch("touchEnd")
+    page.wait_for_selector("[data-row=exact]")
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert drawn(page, "bars").count("M") > 256 * (box["width"] - 40) / box["width"] - 2
+    assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.browser
 def test_the_page_suits_a_phone_and_names_its_controls(opened):
     page = opened(width=390)
     for source in ("0", "own"):

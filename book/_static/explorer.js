@@ -190,6 +190,7 @@
   // --- drawing --------------------------------------------------------------------------------
 
   const MARGIN = { left: 52, right: 12 };
+  const grouped = (number) => number.toLocaleString("en");
   const minus = (text) => String(text).replace("-", "−");
 
   // A panel: an SVG as wide as its place, in pixels, so that text keeps its size on a phone.
@@ -258,7 +259,8 @@
     const part = (share) =>
       logarithmic ? Math.max(0, Math.log(share / least) / Math.log(most / least)) : share / most;
     const y = (share) => bottom - (bottom - top) * part(share);
-    p.text(0, 13, own() ? "height drawn" : "share of samples (a bar is 1/128 wide)");
+    const samples = grouped(data.N[data.N.length - 1]);
+    p.text(0, 13, own() ? "height drawn" : `share of ${samples} samples (a bar is 1/128 wide)`);
     const ticks = logarithmic
       ? [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1].filter((share) => share <= most)
       : [0, most / 2, most];
@@ -377,6 +379,11 @@
       ${cells.map((cell) => `<td>${cell}</td>`).join("")}</tr>`;
   }
 
+  function compared(ratio) {
+    if (ratio >= 2) return `${grouped(Number(ratio.toPrecision(3)))} times the optimum's squared error`;
+    return `${(100 * (ratio - 1)).toFixed(1)}% more squared error than the optimum`;
+  }
+
   function writeNumbers(snapped) {
     const body = root.querySelector("tbody");
     if (!state) {
@@ -400,9 +407,7 @@
 
     const lost = 2 ** bits() - snapped.length;
     const collided = lost > 0 ? ` ${lost} of ${2 ** bits()} codes have no point of their own.` : "";
-    const excess = optimum > 0 ? (100 * (now / optimum - 1)).toPrecision(3) : null;
-    const verdict =
-      excess === null ? "" : ` Snapped, it has ${excess}% more squared error than the optimum.`;
+    const verdict = optimum > 0 ? ` Snapped, it has ${compared(now / optimum)}.` : "";
     const run = state.done ? finished : finished + 1;
     if (state.done) {
       tell(`Run ${run} ended after ${state.iteration} iterations.${verdict}${collided}`);
