@@ -78,6 +78,13 @@ def cases(network, count=300):
         words = list(SETS)[int(rng.integers(5))] if n % 2 else 4
         bits = int(rng.integers(2, 9))
         yield steps.tolist(), counts.tolist(), bits, words, signed
+    for words, bits in ((4, 2), (4, 4), (4, 6), (2, 2), ("sq", 3)):
+        # as many values as codes, all on points but one, to which 0 is as near as the next below
+        points = universal(words, True)
+        below = points[points < 0][-1] / 2
+        above = rng.choice(points[points > 0], 2**bits - 1, replace=False)
+        steps = np.sort(np.append(above, below)) * STEPS
+        yield steps.astype(int).tolist(), [1] * len(steps), bits, words, True
     for layer in network["layers"]:
         for channel in layer["channels"]:
             for bits in (2, 4, 8):
