@@ -40,6 +40,11 @@ def condensed(histogram, channel):
         Values in units of ``1 / STEPS``, increasing, and how many samples stand there. A value
         stays in its cell, so no subset of the universal set tells it from the samples it stands
         for; it is off their mean by ``1 / STEPS`` at most.
+
+    Raises
+    ------
+    ValueError
+        For another grid, or weighted samples.
     """
     cells = np.flatnonzero(histogram.count[channel])
     counts = histogram.count[channel, cells]
@@ -52,7 +57,18 @@ def condensed(histogram, channel):
 
 
 def channels_of(histogram, most):
-    """Some of a layer's channels, from the one with the fewest used cells to that with the most."""
+    """Some of a layer's channels, from the one with the fewest used cells to that with the most.
+
+    Parameters
+    ----------
+    histogram : Histogram
+    most : int
+        How many channels at most.
+
+    Returns
+    -------
+    list of int, increasing
+    """
     order = np.argsort((histogram.count > 0).sum(axis=1), kind="stable")
     chosen = np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)
     return sorted(order[chosen].tolist())
@@ -67,7 +83,7 @@ def histograms(model="edsr-x2", layers=LAYERS, channels=8, crops=8, seed=0):
         Name of a network.
     layers : sequence of str
     channels : int
-        How many of each layer, see :func:`channels_of`.
+        How many of each layer, see :func:`dfsq.study.explorer.channels_of`.
     crops, seed : int
         Of the calibration draw.
 
@@ -100,7 +116,7 @@ def write(path, networks=None):
     ----------
     path : str or Path
     networks : list of dict, optional
-        As of :func:`histograms`; by default the embedded network's.
+        As of :func:`dfsq.study.explorer.histograms`; by default the embedded network's.
     """
     networks = [histograms()] if networks is None else networks
     text = json.dumps(networks, separators=(",", ":"))
