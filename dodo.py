@@ -14,11 +14,13 @@ BUILD = Path("_build")
 EXECUTED = BUILD / "executed"  # executed notebooks, at their paths in the repository
 STAGE = BUILD / "stage"  # what the book is built from: pages and executed notebooks
 HTML = BUILD / "html"  # the book
+EXPLORER = BUILD / "explorer-data.js"  # what the selection explorer shows
 
 NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
 PACKAGE = sorted(Path("dfsq").rglob("*.py"))
 # The command line and the training change no notebook's result.
 CODE = [p for p in PACKAGE if p.name not in ("cli.py", "training.py")]
+RESULTS = [EXPLORER, *(EXECUTED / path for path in NOTEBOOKS)]
 DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and p.name != ".lock")
 PAGES = sorted(p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 SETTINGS = [Path("_config.yml"), Path("_toc.yml"), Path("constraints.txt")]
@@ -26,7 +28,7 @@ SETTINGS = [Path("_config.yml"), Path("_toc.yml"), Path("constraints.txt")]
 BUILD.mkdir(exist_ok=True)
 DOIT_CONFIG = {
     "backend": "json",
-    "default_tasks": ["notebook", "book"],  # notebooks in the order of their names
+    "default_tasks": ["notebook", "explorer", "book"],  # notebooks in the order of their names
     "dep_file": str(BUILD / "doit.json"),
     "verbosity": 2,
 }
@@ -56,11 +58,26 @@ def run_notebook(path):
     print(f"{path}: {seconds:.0f} s")
 
 
+def task_explorer():
+    """Write the samples that the selection explorer shows."""
+    return {
+        "actions": [write_explorer],
+        "file_dep": [*CODE, *DATA, Path("constraints.txt")],
+        "targets": [EXPLORER],
+    }
+
+
+def write_explorer():
+    from dfsq.study import explorer
+
+    explorer.write(EXPLORER)
+
+
 def task_book():
     """Build the book; the one that stands is replaced only by one without a warning."""
     return {
         "actions": [stage, build],
-        "file_dep": [*PAGES, *SETTINGS, *PACKAGE, *DATA, *(EXECUTED / p for p in NOTEBOOKS)],
+        "file_dep": [*PAGES, *SETTINGS, *PACKAGE, *DATA, *RESULTS],
         "targets": [HTML / "index.html"],
     }
 
@@ -72,6 +89,7 @@ def stage():
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree("book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree("data", STAGE / "data", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copy(EXPLORER, STAGE / "book" / "_static")
     for path in SETTINGS:
         shutil.copy(path, STAGE)
     (STAGE / "notebooks").mkdir()
