@@ -76,31 +76,25 @@ globalThis.dfsqSelection = (() => {
     const argument = Array.from({ length: k }, () => new Int16Array(m).fill(-1));
     table[0].fill(0, 0, pin === null ? m : pin + 1);
 
-    // For all j in low..high the best predecessor in first..last, by divide and conquer.
-    function fill(row, low, high, first, last) {
-      if (low > high) return;
-      const j = (low + high) >> 1;
-      const previous = table[row - 1];
-      let best = Infinity;
-      let where = -1;
-      for (let i = first; i <= Math.min(last, j - 1); i++) {
-        const e = edge[i * m + j];
-        const value = previous[i] + (u[j] - u[i]) * (2 * S[e] - (u[i] + u[j]) * N[e]);
-        if (value < best) [best, where] = [value, i];
-      }
-      table[row][j] = best;
-      argument[row][j] = where;
-      fill(row, low, j - 1, first, where < 0 ? last : where);
-      fill(row, j + 1, high, where < 0 ? first : where, last);
-    }
-
     for (let row = 1; row < k; row++) {
       const most = m - k + row;
       let start = 0;
       for (const stop of pin === null ? [m - 1] : [pin, m - 1]) {
-        if (stop > start) {
-          const [low, high] = [Math.max(start + 1, row), Math.min(stop, most)];
-          fill(row, low, high, Math.max(start, row - 1), Math.min(stop - 1, most - 1));
+        // The best predecessor never moves up as j moves down, nor down from one row to the next.
+        let highest = Math.min(stop, most) - 1;
+        for (let j = Math.min(stop, most); j >= Math.max(start + 1, row); j--) {
+          let best = Infinity;
+          let where = -1;
+          const lowest = Math.max(start, row - 1, argument[row - 1][j]);
+          for (let i = lowest; i <= Math.min(highest, j - 1); i++) {
+            const e = edge[i * m + j];
+            const value =
+              table[row - 1][i] + (u[j] - u[i]) * (2 * S[e] - (u[i] + u[j]) * N[e]);
+            if (value < best) [best, where] = [value, i];
+          }
+          table[row][j] = best;
+          argument[row][j] = where;
+          if (where >= 0) highest = where;
         }
         start = stop;
       }
