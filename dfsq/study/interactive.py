@@ -2,6 +2,7 @@
 
 import html
 
+import numpy as np
 import plotly.graph_objects as go
 from IPython.display import display
 
@@ -43,8 +44,8 @@ def show(figure, alt):
     display(forms, raw=True)
 
 
-def heat_map(table, label, *, text="%{y}, channel %{x}: %{z:.3g}", colors="Cividis"):
-    """A table in colours, with the values where the pointer is.
+def heat_map(table, label, *, text, details=()):
+    """A table in colours around 0, with the values where the pointer is.
 
     Parameters
     ----------
@@ -54,21 +55,29 @@ def heat_map(table, label, *, text="%{y}, channel %{x}: %{z:.3g}", colors="Civid
     label : str
         Of the colours, with the unit.
     text : str
-        What the pointer shows, in Plotly's notation.
-    colors : str
-        A scale of Plotly's.
+        What the pointer shows, in Plotly's notation: ``%{y}`` and ``%{x}`` are the names of row and
+        column, ``%{z}`` is the value, ``%{customdata[0]}`` that of the first of the details.
+    details : sequence of pandas.DataFrame
+        Further values, of the same rows and columns.
 
     Returns
     -------
     plotly.graph_objects.Figure
     """
+    most = float(np.nanmax(np.abs(table.to_numpy(dtype=float))))
     figure = go.Figure(
         go.Heatmap(
-            z=table.to_numpy(dtype=float).tolist(),
+            z=_rows(table),
             x=list(table.columns),
             y=list(table.index),
-            colorscale=colors,
-            colorbar={"title": {"text": label, "side": "right"}, "thickness": 14},
+            customdata=[
+                list(zip(*rows, strict=True)) for rows in zip(*map(_rows, details), strict=True)
+            ]
+            or None,
+            colorscale="RdBu_r",
+            zmin=-most,
+            zmax=most,
+            colorbar={"title": {"text": label, "side": "right"}, "thickness": 12},
             hovertemplate=f"{text}<extra></extra>",
             hoverongaps=False,
         )
@@ -76,7 +85,23 @@ def heat_map(table, label, *, text="%{y}, channel %{x}: %{z:.3g}", colors="Civid
     figure.update_layout(
         **LAYOUT,
         height=120 + 18 * len(table),
-        xaxis={"title": table.columns.name, "constrain": "domain"},
-        yaxis={"title": table.index.name, "autorange": "reversed", "automargin": True},
+        plot_bgcolor="#DDDDDD",
+        xaxis={"title": {"text": table.columns.name}, "showgrid": False},
+        yaxis={
+            "title": {"text": table.index.name},
+            "autorange": "reversed",
+            "automargin": True,
+            "dtick": 1,
+            "showgrid": False,
+            "tickfont": {"size": 10},
+        },
     )
     return figure
+
+
+def _rows(table):
+    """Values of a table as JSON takes them: numbers of four digits, none for a gap."""
+    return [
+        [float(f"{value:.4g}") if np.isfinite(value) else None for value in row]
+        for row in table.to_numpy(dtype=float)
+    ]
