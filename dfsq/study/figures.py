@@ -593,7 +593,7 @@ def point_sets(sets):
     """
     figure, axis = plt.subplots(figsize=(10, 0.9 + 0.42 * len(sets)))
     for row, (name, points) in enumerate(sets.items()):
-        shade = BLUE if name.startswith("found") else ORANGE if "SQ" in name else BLACK
+        shade = BLUE if name.startswith("found") else BLACK
         axis.plot(points, np.full(len(points), row), "|", color=shade, ms=13, mew=0.9)
     axis.set_yticks(range(len(sets)), [f"{n} ({len(p)} points)" for n, p in sets.items()])
     axis.set_ylim(len(sets) - 0.5, -0.5)
@@ -649,7 +649,7 @@ def pareto(table, named):
         for row in named[named.panel == panel].itertuples():
             axis.plot(
                 row.operations, row.error, markers[row.name], color=palette[row.name],
-                ms=10, mec="white", label=row.name,
+                ms=14 if markers[row.name] == "*" else 10, mec="white", label=row.name,
             )  # fmt: skip
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
