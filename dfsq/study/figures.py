@@ -464,3 +464,199 @@ def comparison(images, box):
     axes[-1].set_title("difference of\nthe last two", fontsize=11)
     figure.colorbar(shown, cax=axes[-1].inset_axes([1.04, 0, 0.06, 1]), label="grey levels")
     return figure
+
+
+# --- activations across images and channels ---------------------------------------------------
+
+#: Colour of each part of a variance, and of each normalization.
+PART_COLORS = {"channels": BLUE, "images": ORANGE, "residual": "#BBBBBB"}
+NORMALIZATION_COLORS = {
+    "none": BLACK,
+    "per image": ORANGE,
+    "per channel": BLUE,
+    "both (DFSQ)": GREEN,
+}
+
+
+def ranges_and_errors(table, margin):
+    """Where the ranges' variance comes from, and the error without one statistic or the other.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``kind``; ``channels``, ``images``, ``residual``: variances of the
+        ranges' binary logarithms; ``none``, ``per image``, ``per channel``: errors over DFSQ's.
+    margin : float
+        Drawn above 1 as a level.
+    """
+    kinds = list(table.kind.unique())
+    figure, axes = plt.subplots(
+        len(kinds), 2, figsize=(11, 0.6 + 3.3 * len(kinds)), sharey="col", squeeze=False
+    )
+    for (left, right), kind in zip(axes, kinds, strict=True):
+        part = table[table.kind == kind]
+        bottom, places = 0, range(len(part))
+        for name, shade in PART_COLORS.items():
+            left.bar(places, part[name], bottom=bottom, color=shade, label=name)
+            bottom = bottom + part[name].to_numpy()
+        for name in ("none", "per image", "per channel"):
+            marker = {"none": "x", "per image": "s", "per channel": "o"}[name]
+            right.plot(places, part[name], marker, color=NORMALIZATION_COLORS[name], label=name)
+        right.axhline(1, color=NORMALIZATION_COLORS["both (DFSQ)"], lw=1.6, label="both (DFSQ)")
+        right.axhline(1 + margin, color=GREY, lw=1, ls="--")
+        for axis in (left, right):
+            axis.set_title(kind)
+            axis.set_xticks(places, part.layer, rotation=90, fontsize=8)
+            axis.grid(axis="x", visible=False)
+        left.set_ylabel("variance of log2 of the range\n(1: a factor of two)")
+        right.set_ylabel("squared error / DFSQ's\n(lower is better)")
+    axes[0, 0].legend(fontsize=10, title="between")
+    axes[0, 1].legend(fontsize=10, title="statistics")
+    return figure
+
+
+def ridges(values, channels, images):
+    """Distributions of some channels under several normalizations, an outline an image.
+
+    Parameters
+    ----------
+    values : dict of str to array, shape (images, channels, samples)
+        By normalization; within [-1, 1], or [0, 1] behind a ReLU.
+    channels, images : sequences of str
+        Their names.
+    """
+    figure, axes = plt.subplots(
+        len(channels), len(values), figsize=(11, 1.4 + 1.1 * len(channels)),
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    signed = min(float(v.min()) for v in values.values()) < 0
+    edges = np.linspace(-1 if signed else 0, 1, 65)
+    for column, (name, maps) in zip(axes.T, values.items(), strict=True):
+        column[0].set_title(name)
+        for axis, channel in zip(column, range(len(channels)), strict=True):
+            for image, shade in zip(range(len(images)), (BLUE, ORANGE, GREEN, RED), strict=False):
+                share = np.histogram(maps[image, channel], edges)[0] / maps.shape[2]
+                axis.stairs(share, edges, color=shade, lw=1.3, label=images[image])
+                axis.stairs(share, edges, color=shade, alpha=0.15, fill=True)
+            axis.set_yscale("log")
+            axis.set_ylim(0.5 / maps.shape[2], 1.5)
+            axis.yaxis.set_minor_locator(NullLocator())
+    for axis, channel in zip(axes[:, 0], channels, strict=True):
+        axis.set_ylabel(channel)
+    figure.supxlabel("value, in units of the normalization", fontsize=12)
+    figure.supylabel("share of values (a bin: 1/64 of the axis)", fontsize=12)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(images))
+    return figure
+
+
+def heat_map(tables, label):
+    """Layer by channel, one panel a kind of layer, in a scale centred at 0.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Titles, and values with the layers as rows and the channels as columns.
+    label : str
+        Of the colours.
+    """
+    rows = [len(table) for table in tables.values()]
+    figure, axes = plt.subplots(
+        len(tables), 1, figsize=(10, 1.2 + 0.23 * sum(rows) + 0.6 * len(tables)),
+        height_ratios=rows, sharex=True, squeeze=False,
+    )  # fmt: skip
+    finite = np.concatenate([t.to_numpy().ravel() for t in tables.values()])
+    most = float(np.nanmax(np.abs(finite[np.isfinite(finite)])))
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
+        shown = axis.imshow(
+            table, cmap="vlag", vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
+        )
+        axis.set_title(title)
+        axis.set_yticks(range(len(table)), table.index, fontsize=9)
+        axis.grid(visible=False)
+        axis.set_facecolor("#DDDDDD")  # where a channel is silent
+    axes[-1, 0].set_xlabel("channel")
+    figure.colorbar(shown, ax=list(axes[:, 0]), label=label, shrink=0.7, pad=0.01)
+    return figure
+
+
+# --- universal sets ---------------------------------------------------------------------------
+
+
+def point_sets(sets):
+    """The non-negative points of universal sets, a row a set.
+
+    Parameters
+    ----------
+    sets : dict of str to array
+        Names and points.
+    """
+    figure, axis = plt.subplots(figsize=(10, 0.9 + 0.42 * len(sets)))
+    for row, (name, points) in enumerate(sets.items()):
+        shade = BLUE if name.startswith("found") else BLACK
+        axis.plot(points, np.full(len(points), row), "|", color=shade, ms=13, mew=0.9)
+    axis.set_yticks(range(len(sets)), [f"{n} ({len(p)} points)" for n, p in sets.items()])
+    axis.set_ylim(len(sets) - 0.5, -0.5)
+    axis.set_xticks(np.linspace(0, 1, 5))
+    axis.set_xlabel("point")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def point_frequency(table):
+    """How often channels choose each point, a panel a kind of layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``kind``, ``point``, ``share`` (0..1) of the channels.
+    """
+    kinds = list(table.kind.unique())
+    figure, axes = plt.subplots(
+        len(kinds), 1, figsize=(10, 0.8 + 2.3 * len(kinds)), sharex=True, squeeze=False
+    )
+    for axis, kind in zip(axes[:, 0], kinds, strict=True):
+        part = table[table.kind == kind]
+        axis.vlines(part.point, 0, 100 * part.share, color=BLUE, lw=1.6)
+        axis.plot(part.point, np.zeros(len(part)), "|", color=GREY, ms=5, mew=0.6)
+        axis.set_title(kind)
+        axis.set_ylabel("channels that\nchoose it, %")
+        axis.set_ylim(bottom=0)
+    axes[-1, 0].set_xlabel("point of the universal set")
+    return figure
+
+
+def pareto(table, named):
+    """Error against operations of word sets, and which of them no other beats.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``panel``, ``operations`` (a multiplication), ``error`` (over that of a
+        reference set), ``front`` (bool).
+    named : pandas.DataFrame
+        Columns ``panel``, ``name``, ``operations``, ``error``, drawn on top.
+    """
+    panels, names = list(table.panel.unique()), list(named.name.unique())
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), squeeze=False)
+    palette = dict(zip(names, (BLACK, ORANGE, RED, BLUE, GREEN, PURPLE), strict=False))
+    markers = dict(zip(names, "sPDo*^", strict=False))
+    for axis, panel in zip(axes[0], panels, strict=True):
+        part = table[table.panel == panel]
+        front = part[part.front].sort_values("operations")
+        axis.plot(part.operations, part.error, ".", color="#B0B0B0", ms=6, label="tried")
+        axis.step(front.operations, front.error, where="post", color=SKY, lw=1.4, label="front")
+        for row in named[named.panel == panel].itertuples():
+            axis.plot(
+                row.operations, row.error, markers[row.name], color=palette[row.name],
+                ms=14 if markers[row.name] == "*" else 10, mec="white", label=row.name,
+            )  # fmt: skip
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_title(panel)
+        axis.set_xlabel("shifts and additions a multiplication\n(fewer is better)")
+    axes[0, 0].set_ylabel("squared error / that of DFSQ's set\n(lower is better)")
+    axes[0, 0].legend(fontsize=10)
+    return figure
