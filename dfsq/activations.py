@@ -234,6 +234,10 @@ class CodebookQuantizer(ActivationQuantizer):
         return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
     def forward(self, x):
+        return self.quantized(x, *self.statistics(x))
+
+    def statistics(self, x):
+        """Offset and scale of each map, shape (N, C, 1, 1), see :func:`center_max`."""
         if x.shape[1] != len(self.levels):
             raise ValueError(
                 f"layer {self.layer!r} takes {len(self.levels)} channels, not {x.shape[1]}"
@@ -243,6 +247,10 @@ class CodebookQuantizer(ActivationQuantizer):
         low, _, offset, scale = center_max_statistics(x, self.non_negative)
         if not torch.compiler.is_compiling():  # a warning that depends on values ends a graph
             self._check_sign(low)
+        return offset, scale
+
+    def quantized(self, x, offset, scale):
+        """Quantize under given statistics, of the whole map where `x` is a part of one."""
         if self.table is not None and x.device.type == "cpu" and x.dtype == torch.float32:
             return _looked_up(x, offset, scale, self.table, self.levels, self.layer)
         _check_finite(scale, self.layer)

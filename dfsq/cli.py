@@ -260,7 +260,8 @@ def _upscale(options):
 
     from . import load
     from .sr.datasets import open_image
-    from .sr.upscaling import upscale_photograph
+    from .sr.upscaling import upscale, upscale_photograph
+    from .study.large import LARGE, upscale_large
 
     config = _config(options)
     images = [(Path(path), open_image(path)) for path in options.images]
@@ -283,7 +284,8 @@ def _upscale(options):
         model = _quantized(options, config, model)
     width = f"w{config.weight_bits}a{config.act_bits}"
     for path, image in tqdm(images, "upscaling", unit="image"):
-        result = upscale_photograph(model, image)
+        is_large = image.width * image.height > LARGE and hasattr(model, "features")
+        result = upscale_photograph(model, image, upscale_large if is_large else upscale)
         target = folder / f"{path.stem}_x{model.scale}_{width}.png"
         temporary = target.with_suffix(".part")
         try:

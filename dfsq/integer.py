@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import nn
 
-from .activations import CodebookQuantizer, center_max_statistics
+from .activations import CodebookQuantizer
 from .convert import replace_layer, summary
 
 #: A point of the universal set is a whole number of these.
@@ -131,7 +131,7 @@ class IntegerConv2d(nn.Module):
 
     def codes(self, x):
         """Codes of an input, and its dynamic scales and offsets, float32 of shape (N, C, 1, 1)."""
-        _, _, offset, scale = center_max_statistics(x, self.activation.non_negative)
+        offset, scale = self.activation.statistics(x)
         if not torch.isfinite(scale).all():
             raise ValueError(f"layer {self.activation.layer!r}: its input holds NaN or infinity")
         return self.activation.codes((x - offset) / scale), scale, offset

@@ -78,6 +78,16 @@ def test_upscale_float_is_the_network(photo, folder):
     assert np.abs(result - expected).max() <= 1  # one at most, at a tie of the rounding
 
 
+def test_upscale_in_strips_where_a_photograph_is_large(photo, folder, monkeypatch):
+    assert main(["upscale", str(photo), "--bits", "32", "--out", "a"]) == 0
+    monkeypatch.setattr("dfsq.study.large.LARGE", 100)
+    monkeypatch.setattr("dfsq.study.large.STRIP", 200)
+    monkeypatch.setattr("dfsq.sr.upscaling.upscale", None)  # not this one
+    assert main(["upscale", str(photo), "--bits", "32", "--out", "b"]) == 0
+    a, b = (np.asarray(read(f"{x}/photo_x2_w32a32.png")).astype(int) for x in "ab")
+    assert np.abs(a - b).max() <= 1
+
+
 def test_quantize_and_upscale_with_the_file(photo, folder, capsys):
     quick = [*QUICK, "--method", "dfsq-subset"]
     assert main(["quantize", "--bits", "3", "--out", "q.safetensors", *quick]) == 0

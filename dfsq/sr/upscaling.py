@@ -39,7 +39,7 @@ class Bicubic(nn.Module):
         return to_tensor(imresize(to_image(x), self.scale))
 
 
-def upscale_photograph(model, image):
+def upscale_photograph(model, image, how=upscale):
     """Upscale a photograph: upright, greyscale as greyscale, transparency kept.
 
     Parameters
@@ -48,6 +48,8 @@ def upscale_photograph(model, image):
         With an attribute ``scale``.
     image : PIL.Image.Image
         With 8 bits a channel. A transparency channel is upscaled by bicubic.
+    how : callable
+        Of the network and the pixels; :func:`upscale` by default.
 
     Returns
     -------
@@ -58,7 +60,7 @@ def upscale_photograph(model, image):
     transparent = image.has_transparency_data
     grey = image.mode in ("1", "L", "LA")
     rgb = np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    result = Image.fromarray(upscale(model, rgb[..., :3]))
+    result = Image.fromarray(how(model, rgb[..., :3]))
     if grey:
         result = result.convert("L")
     if transparent:

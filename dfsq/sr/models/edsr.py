@@ -69,7 +69,13 @@ class EDSR(nn.Module):
         self.tail = nn.Sequential(nn.Sequential(*upsampler), _conv(features, 3))
 
     def forward(self, x):
-        x = (x - self.mean) * self.value_range
-        x = self.head(x)
-        x = x + self.body(x)
-        return self.tail(x) / self.value_range + self.mean
+        return self.reconstruct(self.features(x))
+
+    def features(self, x):
+        """All but the upsampler: maps of the input's size."""
+        x = self.head((x - self.mean) * self.value_range)
+        return x + self.body(x)
+
+    def reconstruct(self, features):
+        """The upsampler, which sees a pixel's neighbourhood only."""
+        return self.tail(features) / self.value_range + self.mean

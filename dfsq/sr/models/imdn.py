@@ -77,10 +77,17 @@ class IMDN(nn.Module):
         self.upsampler = nn.Sequential(_conv(features, 3 * scale**2), nn.PixelShuffle(scale))
 
     def forward(self, x):
+        return self.reconstruct(self.features(x))
+
+    def features(self, x):
+        """All but the upsampler: maps of the input's size."""
         shallow = x = self.fea_conv(x * self.value_range)
         outputs = []
         for i in range(1, self.blocks + 1):
             x = getattr(self, f"IMDB{i}")(x)
             outputs.append(x)
-        x = self.LR_conv(self.c(torch.cat(outputs, 1))) + shallow
-        return self.upsampler(x) / self.value_range
+        return self.LR_conv(self.c(torch.cat(outputs, 1))) + shallow
+
+    def reconstruct(self, features):
+        """The upsampler, which sees a pixel's neighbourhood only."""
+        return self.upsampler(features) / self.value_range

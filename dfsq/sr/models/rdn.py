@@ -66,9 +66,17 @@ class RDN(nn.Module):
         self.UPNet = nn.Sequential(*upsampler, nn.Conv2d(channels, 3, 3, padding=1))
 
     def forward(self, x):
+        return self.reconstruct(self.features(x))
+
+    def features(self, x):
+        """All but the upsampler: maps of the input's size."""
         shallow = self.SFENet1(x * self.value_range)
         x, outputs = self.SFENet2(shallow), []
         for block in self.RDBs:
             x = block(x)
             outputs.append(x)
-        return self.UPNet(self.GFF(torch.cat(outputs, 1)) + shallow) / self.value_range
+        return self.GFF(torch.cat(outputs, 1)) + shallow
+
+    def reconstruct(self, features):
+        """The upsampler, which sees a pixel's neighbourhood only."""
+        return self.UPNet(features) / self.value_range

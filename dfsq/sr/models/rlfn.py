@@ -69,7 +69,15 @@ class RLFN(nn.Module):
         self.upsampler = nn.Sequential(_conv(features, 3 * scale**2), nn.PixelShuffle(scale))
 
     def forward(self, x):
+        return self.reconstruct(self.features(x))
+
+    def features(self, x):
+        """All but the upsampler: maps of the input's size."""
         shallow = x = self.conv_1(x * self.value_range)
         for i in range(1, 7):
             x = getattr(self, f"block_{i}")(x)
-        return self.upsampler(self.conv_2(x) + shallow) / self.value_range
+        return self.conv_2(x) + shallow
+
+    def reconstruct(self, features):
+        """The upsampler, which sees a pixel's neighbourhood only."""
+        return self.upsampler(features) / self.value_range

@@ -59,7 +59,14 @@ class SRResNet(nn.Module):
         self.tail = nn.Conv2d(features, 3, 9, padding=4)
 
     def forward(self, x):
+        return self.reconstruct(self.features(x))
+
+    def features(self, x):
+        """All but the upsampler: maps of the input's size."""
         x = self.head(x * self.value_range)
-        x = x + self.merge(self.blocks(x))
-        x = self.tail(self.upsampler(x))
+        return x + self.merge(self.blocks(x))
+
+    def reconstruct(self, features):
+        """The upsampler, which sees a pixel's neighbourhood only."""
+        x = self.tail(self.upsampler(features))
         return (x + 1) / 2 if self.signed_output else x / self.value_range

@@ -1,0 +1,119 @@
+"""Large photographs in little memory.
+
+Statistics are those of the whole map, so a network has to run layer by layer; but within a layer
+nothing forbids to quantize and convolve a few rows at a time, and the upsampler, whose maps are the
+largest, sees a pixel's neighbourhood only. What remains in memory are the body's own maps.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..activations import CodebookQuantizer
+from ..convert import QuantConv2d
+from ..sr.imaging import to_image, to_tensor
+
+#: Pixels of the input above which :func:`upscale_large` is worth its overhead.
+LARGE = 2**20
+#: Pixels of a map that are worked on at a time.
+STRIP = 2**17
+#: Rows of features beyond a strip that the upsampler is given: more than any of the zoo sees.
+HALO = 8
+
+
+@contextmanager
+def convolved_in_strips(model):
+    """Within the context, convolutions of stride 1 take a few rows at a time.
+
+    The same values as otherwise, up to the order of the sums, without copies of whole maps:
+    convolutions need one of the layout they work in, a quantizer one of its output.
+    """
+    convs = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+        and set(module.stride) == {1}
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    ]
+    for conv in convs:
+        conv.forward = _Strips(conv)
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward
+
+
+class _Strips:
+    """A convolution's forward pass, strip by strip."""
+
+    def __init__(self, conv):
+        self.conv = conv
+
+    def __call__(self, x):
+        conv = self.conv
+        quantizer = conv.activation if isinstance(conv, QuantConv2d) else None
+        whole = quantizer is not None and not isinstance(quantizer, CodebookQuantizer)
+        if x.shape[2] * x.shape[3] <= STRIP or whole:
+            return type(conv).forward(conv, x)
+        statistics = None if quantizer is None else quantizer.statistics(x)
+        (top, left), reach = conv.padding, conv.dilation[0] * (conv.kernel_size[0] - 1)
+        height = x.shape[2] + 2 * top - reach
+        width = x.shape[3] + 2 * left - conv.dilation[1] * (conv.kernel_size[1] - 1)
+        out = x.new_empty(x.shape[0], conv.out_channels, height, width)
+        rows = max(1, STRIP // x.shape[3])
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            first, last = start - top, stop - top + reach  # rows of the input, some beyond it
+            strip = x[:, :, max(first, 0) : max(min(last, x.shape[2]), 0)]
+            if quantizer is not None:
+                strip = quantizer.quantized(strip, *statistics)
+            beyond = (left, left, max(-first, 0), max(last - x.shape[2], 0))
+            out[:, :, start:stop] = functional.conv2d(
+                functional.pad(strip, beyond),
+                conv.weight,
+                conv.bias,
+                dilation=conv.dilation,
+                groups=conv.groups,
+            )
+        return out
+
+
+@torch.no_grad()
+def upscale_large(model, lr):
+    """Upscale an image of many pixels within bounded memory.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float or quantized, with ``features`` and ``reconstruct`` as the networks of
+        :mod:`dfsq.sr.models` have them, and ``scale``.
+    lr : uint8 array, shape (H, W, 3)
+
+    Returns
+    -------
+    uint8 array, shape (scale*H, scale*W, 3)
+        As :func:`dfsq.sr.upscaling.upscale` gives it; statistics are over the whole image.
+
+    Notes
+    -----
+    EDSR holds four maps of its body at a time, float32: 1 KiB for each input pixel with 64
+    features, 12 GB for 12 megapixels; everything else together is under a GB.
+    """
+    parameter = next(model.parameters())
+    height, width = lr.shape[:2]
+    out = np.empty((height * model.scale, width * model.scale, 3), np.uint8)
+    rows = max(1, STRIP // width)
+    with convolved_in_strips(model):
+        features = model.features(to_tensor(lr).to(parameter.device, parameter.dtype))
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            first = max(start - HALO, 0)
+            part = model.reconstruct(features[:, :, first : stop + HALO])
+            part = part[:, :, (start - first) * model.scale : (stop - first) * model.scale]
+            out[start * model.scale : stop * model.scale] = to_image(part)
+    return out

@@ -1,0 +1,125 @@
+"""Large photographs in strips, statistics over the whole."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_convert import make_images, quantize
+from torch import nn
+
+from dfsq.config import Config
+from dfsq.sr.models import edsr, imdn, rdn, rlfn, srresnet
+from dfsq.sr.upscaling import upscale
+from dfsq.study import large
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NETWORKS = {
+    "edsr x2": lambda: edsr.EDSR(2, blocks=2, features=8),
+    "edsr x3": lambda: edsr.EDSR(3, blocks=1, features=8),
+    "edsr x4": lambda: edsr.EDSR(4, blocks=1, features=8),
+    "srresnet x4": lambda: srresnet.SRResNet(4, blocks=2, features=8),
+    "imdn x2": lambda: imdn.IMDN(2, blocks=2, features=16),
+    "rlfn x4": lambda: rlfn.RLFN(4, features=16),
+    "rdn x2": lambda: rdn.RDN(2, blocks=2, layers=2, growth=8, features=8),
+}
+
+
+@pytest.fixture
+def photograph():
+    return np.random.default_rng(0).integers(0, 256, (61, 40, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("strip", [1, 40, 400, 10**6])
+def test_the_float_networks_in_strips(photograph, monkeypatch, name, strip):
+    monkeypatch.setattr(large, "STRIP", strip)
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    found, expected = large.upscale_large(model, photograph), upscale(model, photograph)
+    assert found.shape == expected.shape
+    # a value on the edge between two grey levels may fall to either
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() < 0.001
+
+
+@pytest.mark.parametrize("preset", ["dfsq-subset", "uniform-minmax", "static-tensor-minmax"])
+def test_a_quantized_network_in_strips(photograph, monkeypatch, preset):
+    monkeypatch.setattr(large, "STRIP", 200)
+    model = edsr.EDSR(2, blocks=1, features=8)
+    quantized = quantize(model, Config.preset(preset, 4), make_images())
+    found, expected = large.upscale_large(quantized, photograph), upscale(quantized, photograph)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 5, "padding": (2, 0)},
+        {"kernel_size": 3, "padding": 0},
+        {"kernel_size": (3, 1), "padding": (4, 1)},
+        {"kernel_size": 3, "dilation": (2, 1), "padding": (1, 1)},
+        {"kernel_size": 3, "groups": 2, "bias": False},
+        {"kernel_size": 3, "stride": 2},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_any_convolution_in_strips(monkeypatch, options, is_quantized):
+    monkeypatch.setattr(large, "STRIP", 60)
+    net = nn.Sequential(nn.Conv2d(in_channels=4, out_channels=6, **options)).eval()
+    x = torch.randn(2, 4, 23, 19)
+    if is_quantized:
+        net = quantize(net, Config.preset("dfsq-subset", 3), x)
+    with torch.no_grad():
+        expected = net(x)
+        with large.convolved_in_strips(net):
+            found = net(x)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert "forward" not in vars(net[0])
+
+
+def test_statistics_are_those_of_the_whole_image(photograph, monkeypatch):
+    """One bright corner changes what all other strips are quantized by."""
+    monkeypatch.setattr(large, "STRIP", 100)
+    model = edsr.EDSR(2, blocks=1, features=8)
+    quantized = quantize(model, Config.preset("dfsq-subset", 2), make_images())
+    dark = photograph // 8
+    bright = dark.copy()
+    bright[:4, :4] = 255
+    a, b = (large.upscale_large(quantized, image)[60:] for image in (dark, bright))
+    assert (a != b).any()
+
+
+def test_the_network_is_as_before_when_something_fails(photograph, monkeypatch):
+    model = edsr.EDSR(2, blocks=1, features=8)
+    monkeypatch.setattr(model, "features", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        large.upscale_large(model, photograph)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.slow
+def test_memory_is_bounded():
+    """Four maps of the body and little more, where the plain way takes many."""
+    program = (
+        "import resource, sys, numpy as np, torch, dfsq\n"
+        "from dfsq.sr.models.edsr import EDSR\n"
+        "from dfsq.study.large import upscale_large\n"
+        "torch.set_num_threads(1)\n"
+        "model = EDSR(2, blocks=2, features=64).eval()\n"
+        "model = dfsq.quantize(model, torch.rand(1, 3, 32, 32),\n"
+        "    dfsq.Config.preset('dfsq-subset', 4), progress=False)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "upscale_large(model, np.zeros((40, 40, 3), np.uint8))\n"
+        "before = peak()\n"
+        "upscale_large(model, np.random.default_rng(0).integers(\n"
+        "    0, 256, (1000, 1200, 3), dtype=np.uint8))\n"
+        "print((peak() - before) / (4 * 64 * 1000 * 1200))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 5.5
