@@ -1,6 +1,10 @@
 """What several test modules need."""
 
 import os
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numba
@@ -47,3 +51,45 @@ def one_thread():
     yield
     torch.set_num_threads(threads[0])
     numba.set_num_threads(threads[1])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium of the system's, driven by playwright.
+
+    Without one its tests are skipped; with ``DFSQ_REQUIRE_BROWSER=1`` they fail.
+    """
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        reason = f"no browser is installed: none of {', '.join(names)} is on the path"
+        if os.environ.get("DFSQ_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        # Containers forbid the sandbox; the pages are the project's own.
+        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def book(repository):
+    """Address of the built book, served on this machine; ``make test-book`` builds it first."""
+    folder = repository / "_build" / "html"
+    if not (folder / "index.html").is_file():
+        pytest.fail(f"there is no built book in {folder}: make book")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
