@@ -28,7 +28,7 @@ PACKAGE = sorted(Path("dfsq").rglob("*.py"))
 CODE = [p for p in PACKAGE if p.name not in ("cli.py", "training.py")]
 DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and p.name != ".lock")
 PAGES = sorted(p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-SETTINGS = [Path("_config.yml"), Path("_toc.yml"), Path("constraints.txt")]
+SETTINGS = [Path(p) for p in ("_config.yml", "_toc.yml", "constraints.txt", "CITATION.cff")]
 
 BUILD.mkdir(exist_ok=True)
 DOIT_CONFIG = {
@@ -109,6 +109,21 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/study")"""
 
 
+def bibtex(citation, address):
+    """A BibTeX entry of what CITATION.cff says."""
+    fields = {
+        "author": " and ".join(f"{{{author['name']}}}" for author in citation["authors"]),
+        "title": f"{{{citation['title']}}}",
+        "version": citation["version"],
+        "year": citation["date-released"].year,
+        "license": citation["license"],
+    }
+    if address:
+        fields["url"] = address
+    lines = [f"  {key} = {{{value}}}" for key, value in fields.items()]
+    return ",\n".join(["@software{dfsq-study", *lines]) + "\n}"
+
+
 def stage():
     """Lay out pages, executed notebooks and tables as in the repository, so that links hold.
 
@@ -137,6 +152,8 @@ def stage():
         nbformat.write(notebook, STAGE / path)
         tables.append(f"**{{doc}}`/notebooks/{path.stem}`**\n\n{notebooks.parameter_table(path)}\n")
     (STAGE / "book" / "_parameters.md").write_text("\n".join(tables))
+    citation = yaml.safe_load(Path("CITATION.cff").read_text())
+    (STAGE / "book" / "_citation.md").write_text(f"```bibtex\n{bibtex(citation, address)}\n```\n")
     executed = [EXECUTED / path for path in NOTEBOOKS]
     (STAGE / "book" / "_status.md").write_text(status.page(executed, DATA))
     if address:

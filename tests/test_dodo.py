@@ -5,6 +5,7 @@ import ast
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from pybtex.database import parse_string
 
 import dodo
 
@@ -64,6 +65,16 @@ def test_colab_reads_from_github_alone(config):
     made = dodo.with_buttons(config, "https://git.example.org/a/b")
     assert "colab_url" not in made["launch_buttons"]
     assert "binderhub_url" in made["launch_buttons"]
+
+
+@pytest.mark.parametrize("address", [None, ADDRESS])
+def test_the_citation_is_read_back(repository, address):
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    entry = parse_string(dodo.bibtex(citation, address), "bibtex").entries["dfsq-study"]
+    assert str(entry.persons["author"][0]) == "{" + citation["authors"][0]["name"] + "}"
+    assert entry.fields["title"].strip("{}") == citation["title"]
+    assert entry.fields["version"] == citation["version"]
+    assert entry.fields.get("url") == address
 
 
 def test_the_cell_for_colab_runs_nowhere_else(monkeypatch):

@@ -119,6 +119,13 @@ def test_the_table_of_contents_is_complete(repository):
     assert {str(p.relative_to(repository).with_suffix("")) for p in sources} == set(pages)
 
 
+def test_references_have_links(repository):
+    entries = re.split(r"^@", (repository / "book" / "references.bib").read_text(), flags=re.M)[1:]
+    assert len(entries) > 10
+    for entry in entries:
+        assert re.search(r"^  (doi = \{10\.|url = \{https://)", entry, re.M), entry
+
+
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
