@@ -11,7 +11,7 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metad
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test test-book lint format strip clean
+.PHONY: help setup book serve test test-book links lint format strip clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: $(INSTALLED) ## Run the tests, less those of the built book; ARGS="-k name
 
 test-book: book ## Build the book and look at every page in Chromium: links, formulas, contrast, phones
 	$(BIN)/python -m pytest -m browser tests $(ARGS)
+
+links: book ## Check the book's links to other sites, over the network
+	$(BIN)/jupyter-book build _build/stage --builder linkcheck --path-output _build/linkcheck
 
 lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
 	$(BIN)/ruff check

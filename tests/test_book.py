@@ -3,15 +3,19 @@
 ``make test-book`` builds the book and runs these; ``make test`` leaves them out.
 """
 
+import os
 import re
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
+
+import dodo
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -160,6 +164,24 @@ def test_internal_links_lead_somewhere(name):
             if not there.find(id=anchor) and not there.find("a", attrs={"name": anchor}):
                 lost.append(link["href"])
     assert not lost
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_can_be_downloaded_and_launched(name):
+    buttons = [link["href"] for link in soup(name).select(".article-header-buttons a[href]")]
+    (notebook,) = [href for href in buttons if href.endswith(f"_sources/{name}.ipynb")]
+    assert nbformat.read(HTML / "notebooks" / notebook, as_version=4).cells
+    launching = [href for href in buttons if re.match(r"https://(mybinder|colab)\.", href)]
+    address = dodo.repository(os.environ)
+    owner_and_name = "/".join((address or "").split("/")[-2:])
+    if address is None:
+        assert not launching
+        return
+    assert launching
+    for href in launching:
+        assert f"/{owner_and_name}/" in href
+        assert href.endswith(f"/{name}.ipynb")
+        assert dodo.LAUNCH_BRANCH in href
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

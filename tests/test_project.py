@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import dodo
 from dfsq.study import notebooks
 
 NAMES_IN_CONDA = {"pytorch-cpu": "torch"}
@@ -89,6 +90,32 @@ def test_help_lists_every_target(repository):
     assert set(re.findall(r"^([a-z][\w-]*):", text, re.M)) == targets
     shown = subprocess.run(["make"], cwd=repository, capture_output=True, text=True, check=True)
     assert set(re.findall(r"^  make ([\w-]+) +\w", shown.stdout, re.M)) == targets
+
+
+def workflows(repository):
+    paths = sorted((repository / ".github" / "workflows").glob("*.yml"))
+    assert paths
+    return {path.name: yaml.safe_load(path.read_text()) for path in paths}
+
+
+def test_workflows_run_targets_that_there_are(repository):
+    targets = set(
+        re.search(r"^\.PHONY: (.*)$", (repository / "Makefile").read_text(), re.M)[1].split()
+    )
+    called = set()
+    for name, workflow in workflows(repository).items():
+        for job in workflow["jobs"].values():
+            for step in job["steps"]:
+                called |= set(re.findall(r"^make ([\w-]+)", step.get("run", ""), re.M))
+                if action := step.get("uses"):
+                    assert re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+", action), f"{name}: {action}"
+    assert called == {"test", "lint", "test-book", "links"}
+    assert called <= targets
+
+
+def test_the_launch_buttons_lead_to_the_branch_that_is_pushed(repository):
+    steps = workflows(repository)["book.yml"]["jobs"]["launch"]["steps"]
+    assert f"origin HEAD:refs/heads/{dodo.LAUNCH_BRANCH}\n" in steps[-1]["run"]
 
 
 def test_nothing_heavy_is_imported_to_see_what_changed(repository):

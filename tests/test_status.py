@@ -39,9 +39,9 @@ def test_the_page_is_made_of_what_was_recorded(tmp_path):
     page = status.page(runs, [data])
     assert "| {doc}`/notebooks/a` | 61 | 2026-01-02 03:04 |" in page
     assert "| {doc}`/notebooks/b` | 8 |" in page
-    assert "ran `a`, `c`:\n\n| | |\n|---|---|\n| Processor | one |" in page
-    assert "ran `b`:\n\n| | |\n|---|---|\n| Processor | two |" in page
-    assert f"| 1,234 | `{hashlib.sha256(data.read_bytes()).hexdigest()}` |" in page
+    assert "ran `a`, `c`:\n\n- Processor: one\n" in page
+    assert "ran `b`:\n\n- Processor: two\n" in page
+    assert f", 1,234\n: `{hashlib.sha256(data.read_bytes()).hexdigest()}`\n" in page
 
 
 def test_a_notebook_without_a_record_is_refused(tmp_path):

@@ -77,10 +77,10 @@ def page(notebooks, files):
     for machine, names in machines.items():
         listed = ", ".join(f"`{name}`" for name in names)
         lines += ["", f"The machine that ran {listed}:", ""]
-        lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in machine)]
-    lines += ["", "## Data and weights", "", "| file | bytes | SHA-256 |", "|---|---|---|"]
+        lines += [f"- {key}: {value}" for key, value in machine]
+    lines += ["", "## Data and weights", "", "Size in bytes, and SHA-256, of each file.", ""]
     for path in files:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        lines.append(f"| `{path.as_posix()}` | {len(content):,} | `{digest}` |")
+        lines += [f"`{path.as_posix()}`, {len(content):,}", f": `{digest}`", ""]
     return "\n".join(lines) + "\n"
