@@ -185,6 +185,50 @@ def test_notebooks_can_be_downloaded_and_launched(name):
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
+def test_interactive_figures_answer(name, request):
+    if not soup(name).select(".plotly-graph-div"):
+        return
+    page = request.getfixturevalue("visit")(name)
+    figures = page.locator(".plotly-graph-div")
+    for i in range(figures.count()):
+        figure = figures.nth(i)
+        figure.scroll_into_view_if_needed()
+        assert figure.locator(".main-svg").count(), "not drawn"
+        steps = figure.locator(".slider-rail-touch-rect")
+        if steps.count():
+            before = figure.locator(".plot").first.inner_html()
+            box = steps.first.bounding_box()
+            page.mouse.click(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+            page.wait_for_timeout(500)
+            after = figure.locator(".plot").first.inner_html()
+            assert after != before, "the slider changes nothing"
+        entries = figure.locator(".legendtoggle")
+        if entries.count():
+            entries.first.click()
+            page.wait_for_timeout(800)  # a second click within 300 ms would be another command
+            states = figure.evaluate("figure => figure.data.map(trace => trace.visible)")
+            assert "legendonly" in states, "the legend switches nothing"
+        assert told_by_the_pointer(page, figure), "the pointer reads nothing"
+    assert not page.troubles
+
+
+def told_by_the_pointer(page, figure):
+    """Text that a figure shows where the pointer is, at one of many places; empty if nowhere."""
+    for plot in figure.locator(".nsewdrag").all():
+        box = plot.bounding_box()
+        for step in range(1, 40):
+            # A diagonal across the plot meets lines, bars and cells alike.
+            across = step / 40
+            page.mouse.move(
+                box["x"] + across * box["width"], box["y"] + (1 - across) * box["height"]
+            )
+            page.wait_for_timeout(60)
+            if text := "".join(figure.locator(".hoverlayer").all_text_contents()).strip():
+                return text
+    return ""
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_pictures_have_alternative_text(name):
     article = soup(name).select_one(".bd-article")
     for picture in article.select("img"):
