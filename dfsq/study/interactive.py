@@ -148,10 +148,7 @@ def flip(images, box, reference, most):
                 zmin=0,
                 zmax=most,
                 colorscale="magma_r",
-                colorbar={
-                    "title": {"text": "error, grey levels", "side": "right"},
-                    "thickness": 12,
-                },
+                colorbar=bar,
                 hovertemplate="%{z} grey levels<extra></extra>",
                 visible=i == 0,
                 name=name,
