@@ -11,10 +11,10 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metad
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test lint format strip clean
+.PHONY: help setup book serve test test-book links lint format strip clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install everything into .venv (the other targets do so when it is needed)
 
@@ -35,8 +35,14 @@ book: $(INSTALLED) ## Run the notebooks that changed and build the book into _bu
 serve: book ## Build the book and serve it on this machine, at port 8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
-test: $(INSTALLED) ## Run the tests; ARGS="-k name" for some of them
+test: $(INSTALLED) ## Run the tests, less those of the built book; ARGS="-k name" for some of them
 	$(BIN)/python -m pytest $(ARGS)
+
+test-book: book ## Build the book and look at every page in Chromium: links, formulas, contrast, phones
+	$(BIN)/python -m pytest -m browser tests $(ARGS)
+
+links: book ## Check the book's links to other sites, over the network
+	$(BIN)/jupyter-book build _build/stage --builder linkcheck --path-output _build/linkcheck
 
 lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
 	$(BIN)/ruff check

@@ -33,6 +33,13 @@ def center_max(x, non_negative=False):
     z : tensor, shape (N, C, H, W), within [-1, 1]
     offset, scale : tensors, shape (N, C, 1, 1)
         So that ``x`` is ``z * scale + offset``. The mean is summed in float64 and rounded once.
+
+    Examples
+    --------
+    >>> x = torch.tensor([0.0, 1.0, 2.0, 5.0]).reshape(1, 1, 2, 2)
+    >>> z, offset, scale = center_max(x)
+    >>> z.flatten().tolist(), offset.item(), scale.item()
+    ([-0.6666666865348816, -0.3333333432674408, 0.0, 1.0], 2.0, 3.0)
     """
     _, _, offset, scale = center_max_statistics(x, non_negative)
     return (x - offset) / scale, offset, scale

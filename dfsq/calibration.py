@@ -251,6 +251,16 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     Returns
     -------
     Calibration
+
+    Examples
+    --------
+    >>> import dfsq
+    >>> network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(3, 8, 3))
+    >>> images = torch.rand(2, 3, 32, 32)
+    >>> calibration = calibrate(network, images, dfsq.Config(), progress=False)
+    >>> layer = calibration.layers["1"]
+    >>> layer.non_negative, layer.values_seen
+    (True, 2048)
     """
     modules = find_layers(model, config)
     batches = as_batches(images)

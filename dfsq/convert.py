@@ -153,6 +153,17 @@ def quantize(model, images, config=None, *, progress=True):
     >>> qnet = dfsq.quantize(net, torch.rand(2, 3, 32, 32), progress=False)
     >>> [layer.act_bits for layer in qnet.quantization.layers]
     [4, 4]
+    >>> dfsq.summary(qnet)[["layer", "outputs", "weight_bits", "act_bits"]]
+      layer  outputs  weight_bits  act_bits
+    0     0        8            4         4
+    1     2        3            4         4
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dfsq.save(qnet, f"{folder}/q.safetensors")
+    ...     again = dfsq.load(f"{folder}/q.safetensors", net)
+    >>> image = torch.rand(1, 3, 32, 32)
+    >>> torch.equal(again(image), qnet(image))
+    True
     """
     config = Config() if config is None else config
     if isinstance(getattr(model, "quantization", None), Quantization):

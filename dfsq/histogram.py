@@ -103,6 +103,13 @@ class Histogram:
     ----------
     count, total, squares : float64 arrays, shape (channels, cells)
         96 KiB a channel on the dyadic grid.
+
+    Examples
+    --------
+    >>> histogram = Histogram(1)
+    >>> histogram.add(np.reshape([-0.5, 0.25, 0.25, 1.0], (1, 1, 4)))
+    >>> float(histogram.count.sum()), float(histogram.total.sum())
+    (4.0, 1.0)
     """
 
     def __init__(self, channels, edges=DYADIC_EDGES):

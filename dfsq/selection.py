@@ -148,6 +148,16 @@ def select_channels(
     ------
     ValueError
         For bad arguments, samples that are empty or not finite, or a search too large.
+
+    Examples
+    --------
+    >>> layer = [[-0.9, -0.1, 0.1, 0.9], [0.0, 0.2, 0.4, 0.6]]
+    >>> for selection in select_channels(layer, bits=1):
+    ...     print(selection.points, round(selection.sse, 4))
+    [-0.875       0.30078125] 0.5606
+    [0.1015625 0.5      ] 0.04
+    >>> [len(selection.points) for selection in select_channels(layer, k=3, method="kmeans")]
+    [3, 3]
     """
     universal = universal_set("dfsq") if universal is None else _checked_universal(universal)
     k = _checked_k(bits, k)
@@ -458,6 +468,11 @@ def error_curves(samples, most, universal=None, *, weights=None):
     -------
     float64 array, shape (channels, most)
         Entry ``[c, k - 1]`` is the ``sse`` of ``select_channels(samples, k=k)[c]``.
+
+    Examples
+    --------
+    >>> error_curves([[-0.5, 0.0, 0.5]], most=3).round(3).tolist()
+    [[0.5, 0.125, 0.0]]
     """
     universal = universal_set("dfsq") if universal is None else _checked_universal(universal)
     most = min(_checked_k(None, most), len(universal))

@@ -35,6 +35,13 @@ def universal_words(universal="dfsq", words=None):
     ValueError
         For an unknown name, a number of words out of range, or a value that is neither 0 nor a
         power of two.
+
+    Examples
+    --------
+    >>> universal_words("sq")
+    ((1.0, 0.5, 0.125, 0.0), (1.0, 0.25, 0.0625, 0.0))
+    >>> universal_words("dfsq", words=2)
+    ((1.0, 0.5, 0.03125, 0.0), (1.0, 0.25, 0.015625, 0.0))
     """
     if isinstance(universal, str) and universal == "dfsq":
         words = 4 if words is None else words

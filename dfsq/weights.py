@@ -65,6 +65,15 @@ def quantize_weight(weight, bits, method="subset", universal=None):
     ------
     ValueError
         For an unknown method, bits out of range, or a weight that is not finite.
+
+    Examples
+    --------
+    >>> weight = torch.linspace(-1, 1, 9).reshape(1, 1, 3, 3)
+    >>> quantized = quantize_weight(weight, bits=2)
+    >>> quantized.levels.tolist()
+    [[-0.875, -0.375, 0.125, 0.75]]
+    >>> quantized.dequantize().flatten().unique().tolist() == quantized.levels[0].tolist()
+    True
     """
     if method not in METHODS:
         raise ValueError(f"weight method must be one of {', '.join(METHODS)}, not {method!r}")

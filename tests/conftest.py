@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numba
@@ -70,3 +73,23 @@ def browser():
         found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield found
         found.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def book(repository):
+    """Address of the built book, served on this machine; ``make test-book`` builds it first."""
+    folder = repository / "_build" / "html"
+    if not (folder / "index.html").is_file():
+        pytest.fail(f"there is no built book in {folder}: make book")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -1,11 +1,14 @@
 """Interactive figures carry their values, and no script nor address."""
 
+import base64
+import io
 import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from dfsq.study import interactive
 
@@ -43,3 +46,33 @@ def test_what_is_shown_needs_no_network(table, monkeypatch):
     drawn = json.loads(json.dumps(forms["application/vnd.plotly.v1+json"]))
     assert drawn["data"][0]["z"] == [[0.5, -1.25, None], [2, 0, 0.3333]]
     assert drawn["config"]["responsive"]
+
+
+def test_a_step_of_the_slider_shows_one_crop_and_its_error():
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (20, 30, 3), np.uint8) for name in ("float", "4", "2")}
+    figure = interactive.flip(images, (5, 3, 8), "float", 24)
+    crop = {name: image[3:11, 5:13] for name, image in images.items()}
+    for i, name in enumerate(images):
+        picture, error = figure.data[2 * i : 2 * i + 2]
+        drawn = Image.open(io.BytesIO(base64.b64decode(picture.source.split(",")[1])))
+        np.testing.assert_array_equal(np.asarray(drawn), crop[name])
+        expected = np.abs(crop[name].astype(float) - crop["float"]).mean(axis=2)
+        np.testing.assert_allclose(error.z, expected, atol=0.051)
+        assert picture.visible == error.visible == (i == 0)
+        step = figure.layout.sliders[0].steps[i]
+        assert step.label == name
+        assert list(np.flatnonzero(step.args[1])) == [2 * i, 2 * i + 1]
+
+
+def test_lines_of_methods_are_the_table():
+    table = pd.DataFrame(
+        [("dfsq", 4, 33.1), ("static-tensor-minmax", 4, 30.0), ("dfsq", 2, 31.5)],
+        columns=["method", "bits", "psnr"],
+    )
+    figure = interactive.psnr_by_bits(table, {"float": 34.0, "bicubic": 31.0})
+    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
+    assert lines == {"dfsq": ([2, 4], [31.5, 33.1]), "static-tensor-minmax": ([4], [30.0])}
+    low, high = figure.layout.yaxis.range
+    assert low < 31.0 < 34.0 < high
+    assert [shape.y0 for shape in figure.layout.shapes] == [34.0, 31.0]

@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import dodo
 from dfsq.study import notebooks
 
 NAMES_IN_CONDA = {"pytorch-cpu": "torch"}
@@ -91,6 +92,32 @@ def test_help_lists_every_target(repository):
     assert set(re.findall(r"^  make ([\w-]+) +\w", shown.stdout, re.M)) == targets
 
 
+def workflows(repository):
+    paths = sorted((repository / ".github" / "workflows").glob("*.yml"))
+    assert paths
+    return {path.name: yaml.safe_load(path.read_text()) for path in paths}
+
+
+def test_workflows_run_targets_that_there_are(repository):
+    targets = set(
+        re.search(r"^\.PHONY: (.*)$", (repository / "Makefile").read_text(), re.M)[1].split()
+    )
+    called = set()
+    for name, workflow in workflows(repository).items():
+        for job in workflow["jobs"].values():
+            for step in job["steps"]:
+                called |= set(re.findall(r"^make ([\w-]+)", step.get("run", ""), re.M))
+                if action := step.get("uses"):
+                    assert re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+", action), f"{name}: {action}"
+    assert called == {"test", "lint", "test-book", "links"}
+    assert called <= targets
+
+
+def test_the_launch_buttons_lead_to_the_branch_that_is_pushed(repository):
+    steps = workflows(repository)["book.yml"]["jobs"]["launch"]["steps"]
+    assert f"origin HEAD:refs/heads/{dodo.LAUNCH_BRANCH}\n" in steps[-1]["run"]
+
+
 def test_nothing_heavy_is_imported_to_see_what_changed(repository):
     code = "import sys, dodo; sys.exit(bool({'torch', 'numpy', 'nbformat'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0
@@ -117,6 +144,13 @@ def test_the_table_of_contents_is_complete(repository):
         assert any((repository / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")), page
     sources = [*repository.glob("book/*.md"), *repository.glob("notebooks/*.ipynb")]
     assert {str(p.relative_to(repository).with_suffix("")) for p in sources} == set(pages)
+
+
+def test_references_have_links(repository):
+    entries = re.split(r"^@", (repository / "book" / "references.bib").read_text(), flags=re.M)[1:]
+    assert len(entries) > 10
+    for entry in entries:
+        assert re.search(r"^  (doi = \{10\.|url = \{https://)", entry, re.M), entry
 
 
 def code_cells(path):

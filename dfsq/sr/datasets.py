@@ -113,6 +113,11 @@ def photograph(name):
     Returns
     -------
     uint8 array, shape (H, W, 3)
+
+    Examples
+    --------
+    >>> photograph("motorcycle").shape
+    (500, 741, 3)
     """
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
@@ -144,6 +149,12 @@ def load_dataset(name="photographs", scale=2, limit=None):
     -------
     list of ImagePair
         HR cropped to a multiple of the scale; LR as by MATLAB's ``imresize``.
+
+    Examples
+    --------
+    >>> (pair,) = load_dataset("photographs", scale=2, limit=1)
+    >>> pair.name, pair.hr.shape, pair.lr.shape
+    ('astronaut', (512, 512, 3), (256, 256, 3))
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit!r}")
@@ -176,6 +187,12 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     Returns
     -------
     list of uint8 arrays, shape (size, size, 3)
+
+    Examples
+    --------
+    >>> crops = calibration_crops(scale=2, count=4)
+    >>> len(crops), crops[0].shape, crops[0].dtype
+    (4, (96, 96, 3), dtype('uint8'))
     """
     size = CROP // scale if size is None else size
     if count < 1 or size < 1:

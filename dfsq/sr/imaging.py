@@ -57,6 +57,11 @@ def imresize(image, scale):
     Returns
     -------
     uint8 array, shape (ceil(H*scale), ceil(W*scale)[, C])
+
+    Examples
+    --------
+    >>> imresize(np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4), 1 / 2).tolist()
+    [[37, 71], [170, 204]]
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
@@ -94,6 +99,11 @@ def luma(image):
     -------
     float64 array, shape (H, W)
         ``16 + (65.481 R + 128.553 G + 24.966 B) / 255``
+
+    Examples
+    --------
+    >>> luma(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)).round(1).tolist()
+    [[16.0, 235.0]]
     """
     return 16 + np.asarray(image, dtype=np.float64) @ (np.array([65.481, 128.553, 24.966]) / 255)
 
@@ -120,6 +130,12 @@ def psnr_y(result, target, border):
     result, target : uint8 array, shape (H, W, 3)
     border : int
         Pixels shaved off each side; the protocol takes the scale.
+
+    Examples
+    --------
+    >>> grey = np.full((20, 20, 3), 100, np.uint8)
+    >>> round(psnr_y(grey, grey + np.uint8(10), border=2), 2)
+    29.45
     """
     a, b = _luma_pair(result, target, border)
     error = np.mean((a - b) ** 2)
@@ -132,6 +148,12 @@ def ssim_y(result, target, border):
     Gaussian window of 11x11 pixels with sigma 1.5, averaged where the whole window lies inside
     the image. Parameters as for :func:`psnr_y`; at least 11 pixels must remain in each
     direction.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    >>> ssim_y(noise, noise, border=2), round(ssim_y(noise, 255 - noise, border=2), 2)
+    (1.0, -0.96)
     """
     from skimage.metrics import structural_similarity
 

@@ -22,6 +22,13 @@ def upscale(model, lr):
     -------
     uint8 array, shape (scale*H, scale*W, 3)
         The output clipped to 0..1 and rounded to 8 bits.
+
+    Examples
+    --------
+    >>> import dfsq
+    >>> (crop,) = dfsq.sr.calibration_crops(count=1, size=16)
+    >>> upscale(dfsq.sr.load_model("edsr-x2"), crop).shape
+    (32, 32, 3)
     """
     parameter = next(model.parameters())
     return to_image(model(to_tensor(lr).to(parameter.device, parameter.dtype)))

@@ -69,6 +69,12 @@ def load_model(name, *, value_range=None):
         For an unknown name, a damaged file, a function that does not return a network, weights
         that do not beat bicubic upscaling on an embedded photograph, or a file's that do better
         there with another `value_range`.
+
+    Examples
+    --------
+    >>> network = load_model("edsr-x2")
+    >>> network.scale, network.body_layers
+    (2, ('body.*.body.*',))
     """
     if name in ENTRIES:
         if value_range is not None:
@@ -390,7 +396,13 @@ ENTRIES = {
 
 
 def model_names():
-    """The names that :func:`load_model` knows."""
+    """The names that :func:`load_model` knows.
+
+    Examples
+    --------
+    >>> "edsr-x2" in model_names()
+    True
+    """
     return tuple(ENTRIES)
 
 

@@ -1,10 +1,16 @@
 """Interactive figures, by Plotly, which need no kernel and ask nothing of the network."""
 
+import base64
 import html
+import io
 
 import numpy as np
 import plotly.graph_objects as go
 from IPython.display import display
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from .figures import GREY, color
 
 #: What every figure has in common; the height of each is its own.
 LAYOUT = {
@@ -105,3 +111,114 @@ def _rows(table):
         [float(f"{value:.4g}") if np.isfinite(value) else None for value in row]
         for row in table.to_numpy(dtype=float)
     ]
+
+
+def flip(images, box, reference, most):
+    """Crops under a slider, each beside the map of its error.
+
+    Parameters
+    ----------
+    images : dict of str to uint8 array, shape (H, W, 3)
+        Steps of the slider, in order, the reference among them.
+    box : (x, y, size)
+        In pixels.
+    reference : str
+        Name of the image that errors are measured against.
+    most : float
+        Error in grey levels that is drawn in the darkest colour.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    x, y, size = box
+    crops = {name: image[y : y + size, x : x + size] for name, image in images.items()}
+    figure = make_subplots(1, 2, horizontal_spacing=0.03)
+    # Lying, so that a phone's width is left to the pictures.
+    bar = {"orientation": "h", "thickness": 10, "len": 0.47, "x": 0.76, "y": 1, "yanchor": "bottom"}
+    bar["title"] = {"text": "grey levels", "side": "top"}
+    for i, (name, crop) in enumerate(crops.items()):
+        error = np.abs(crop.astype(float) - crops[reference]).mean(axis=2).round(1)
+        figure.add_trace(
+            go.Image(source=_data_uri(crop), hoverinfo="skip", visible=i == 0, name=name), 1, 1
+        )
+        figure.add_trace(
+            go.Heatmap(
+                z=error.tolist(),
+                zmin=0,
+                zmax=most,
+                colorscale="magma_r",
+                colorbar=bar,
+                hovertemplate="%{z} grey levels<extra></extra>",
+                visible=i == 0,
+                name=name,
+            ),
+            1,
+            2,
+        )
+    axis = {"visible": False, "constrain": "domain", "range": [-0.5, size - 0.5]}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis | {"range": [size - 0.5, -0.5]}, scaleratio=1)
+    figure.update_yaxes(scaleanchor="x", col=1)
+    figure.update_yaxes(scaleanchor="x2", col=2)
+    steps = [
+        {
+            "label": name,
+            "method": "restyle",
+            "args": ["visible", [j // 2 == i for j in range(2 * len(crops))]],
+        }
+        for i, name in enumerate(crops)
+    ]
+    figure.update_layout(**LAYOUT, height=400, sliders=[{"steps": steps, "pad": {"t": 20}}])
+    return figure
+
+
+def _data_uri(image):
+    """A uint8 image (H, W, 3) as a PNG within an address."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def psnr_by_bits(table, levels):
+    """PSNR against bits, a line a method, which a click on its name hides and shows.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``method``, ``bits``, ``psnr``.
+    levels : dict of str to float
+        Drawn across, in dB; the frame holds what lies between them, and can be zoomed out.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    figure = go.Figure()
+    for method, part in table.sort_values("bits").groupby("method", sort=False):
+        static = method.startswith("static")
+        figure.add_scatter(
+            x=part.bits.tolist(),
+            y=part.psnr.round(3).tolist(),
+            name=method,
+            mode="lines+markers",
+            line={"color": color(method), "dash": "dash" if static else "solid"},
+            hovertemplate="%{y:.3f} dB at %{x} bits",
+        )
+    for name, level in levels.items():
+        figure.add_hline(
+            level, line={"dash": "dot", "color": GREY, "width": 1}, annotation_text=name
+        )
+    low, high = min(levels.values()), max(levels.values())
+    margin = 0.08 * (high - low)
+    figure.update_layout(
+        **LAYOUT,
+        height=560,
+        xaxis={"title": {"text": "bits"}, "tickvals": sorted(set(table.bits.tolist()))},
+        yaxis={
+            "title": {"text": "PSNR-Y, dB (higher is better)"},
+            "range": [low - margin, high + margin],
+        },
+        legend={"orientation": "h", "y": -0.22},
+    )
+    return figure

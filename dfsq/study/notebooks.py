@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .status import environment
+
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 INJECTED = "# Parameters"  # how papermill begins the cell in which it sets parameters
@@ -301,7 +303,9 @@ def _run(path, output_name, values, cwd, progress):
     except DeadKernelError:
         raise NotebookError(f"{path.name} failed: its kernel died, perhaps of memory") from None
     # Papermill notes absolute paths, which would travel into a published book.
-    notebook.metadata.papermill.update(input_path=path.name, output_path=output_name)
+    notebook.metadata.papermill.update(
+        input_path=path.name, output_path=output_name, environment=environment()
+    )
     return nbformat.writes(notebook) + "\n"
 
 
