@@ -123,3 +123,30 @@ def test_memory_is_bounded():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 5.5
+
+
+@pytest.mark.slow
+def test_memory_of_the_quantized_forward():
+    """At most half again as much as the float network's, at its peak."""
+    program = (
+        "import resource, sys, torch, dfsq\n"
+        "from dfsq.sr.models.edsr import EDSR\n"
+        "torch.set_num_threads(1)\n"
+        "model = EDSR(2, blocks=3, features=64).eval()\n"
+        "if sys.argv[1] == 'quantized':\n"
+        "    config = dfsq.Config.preset('dfsq-subset', 4)\n"
+        "    model = dfsq.quantize(model, torch.rand(1, 3, 32, 32), config, progress=False)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with torch.no_grad():\n"
+        "    model(torch.rand(1, 3, 40, 40))\n"
+        "    before = peak()\n"
+        "    model(torch.rand(1, 3, 500, 600))\n"
+        "print(peak() - before)\n"
+    )
+    peaks = []
+    for kind in ("float", "quantized"):
+        command = [sys.executable, "-c", program, kind]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] <= 1.5 * peaks[0]
