@@ -90,8 +90,8 @@ def upscale_large(model, lr):
     Parameters
     ----------
     model : nn.Module
-        Float or quantized, with ``features`` and ``reconstruct`` as the networks of
-        :mod:`dfsq.sr.models` have them, and ``scale``.
+        Float or quantized, with ``features`` and ``reconstruct`` as the networks of the
+        zoo have them, and ``scale``.
     lr : uint8 array, shape (H, W, 3)
 
     Returns
