@@ -56,11 +56,12 @@ def test_each_product_is_accumulated_once():
         assert sums + scaled["count"].sum() / 2 == 18000, name
 
 
-def test_only_dynamic_scales_reach_the_partial_sums():
+def test_only_scales_of_channels_reach_the_partial_sums():
     scaled = {
         name: counts(name, "scaling of partial sums")["count"].sum() for name in hardware.SCHEMES
     }
     assert scaled["uniform, 8 bits, static"] == scaled["float, 32 bits"] == 0
+    assert scaled["uniform, 4 bits, static channels"] == 4000
     assert scaled["uniform, 4 bits, dynamic"] == scaled["DFSQ, 4 bits, multiplier"] == 4000
     assert scaled["DFSQ, 4 bits, scales in weights"] == 0
     folded = counts("DFSQ, 4 bits, scales in weights", "scaling of weights")
@@ -80,6 +81,7 @@ def test_dynamic_maps_move_unquantized():
         "maps": 16 * 300, "skip connections": 3200, "weights": 720,
     }  # fmt: skip
     assert bits("uniform, 4 bits, static")["maps"] == 4 * 400
+    assert bits("uniform, 4 bits, static channels") == bits("uniform, 4 bits, static")
     assert bits("DFSQ, 4 bits, multiplier", 32)["maps"] == bits("float, 32 bits")["maps"]
 
 

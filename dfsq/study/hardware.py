@@ -36,9 +36,9 @@ class Scheme:
         Statistics of each map at run time, as in DFSQ.
     codebook : bool
         Codes are looked up in tables.
-    folded : bool
-        The maps' scales are multiplied into the weights of 16 bits, for each image anew, rather
-        than with the partial sums.
+    scales : {"layer", "channel", "weights"}
+        One scale for a layer's inputs; one for each input channel, by which partial sums are
+        multiplied; or these multiplied into weights of 16 bits, for each image anew.
     """
 
     bits: int
@@ -46,7 +46,7 @@ class Scheme:
     add: tuple = ("add-32", "add-32")
     dynamic: bool = False
     codebook: bool = False
-    folded: bool = False
+    scales: str = "layer"
 
     @property
     def is_float(self):
@@ -61,12 +61,13 @@ SCHEMES = {
     "float, 16 bits": Scheme(16, ("float-multiply-16",) * 2, HALF_OR_SINGLE["add"]),
     "uniform, 8 bits, static": Scheme(8, ("multiply-8",) * 2),
     "uniform, 4 bits, static": Scheme(4, ("add-8", "multiply-8")),
-    "uniform, 4 bits, dynamic": Scheme(4, ("add-8", "multiply-8"), dynamic=True),
+    "uniform, 4 bits, static channels": Scheme(4, ("add-8", "multiply-8"), scales="channel"),
+    "uniform, 4 bits, dynamic": Scheme(4, ("add-8", "multiply-8"), dynamic=True, scales="channel"),
     "DFSQ, 4 bits, multiplier": Scheme(
-        4, ("add-16", "multiply-8"), dynamic=True, codebook=True
+        4, ("add-16", "multiply-8"), dynamic=True, codebook=True, scales="channel"
     ),
-    "DFSQ, 4 bits, shifts and adds": Scheme(4, dynamic=True, codebook=True),
-    "DFSQ, 4 bits, scales in weights": Scheme(4, dynamic=True, codebook=True, folded=True),
+    "DFSQ, 4 bits, shifts and adds": Scheme(4, dynamic=True, codebook=True, scales="channel"),
+    "DFSQ, 4 bits, scales in weights": Scheme(4, dynamic=True, codebook=True, scales="weights"),
 }  # fmt: skip
 
 
@@ -106,20 +107,21 @@ def arithmetic(scheme, layers, shifts, adds):
     if scheme.multiply:
         row("multiplications", total.macs, *scheme.multiply)
     else:  # a shift by a variable amount is a multiplexer: less than an addition of its width
-        width = "add-32" if scheme.folded else "add-16"
+        width = "add-32" if scheme.scales == "weights" else "add-16"
         row("multiplications", adds * total.macs, width, width)
         row("multiplications", shifts * total.macs, "none", width)
-    scaled = total.partial_sums if scheme.dynamic and not scheme.folded else 0
+    scaled = total.partial_sums if scheme.scales == "channel" else 0
     row("accumulation", total.macs - scaled, *scheme.add)
     if scheme.is_float:
         return pd.DataFrame(rows)
+    if scaled:
+        row("scaling of partial sums", scaled, *HALF_OR_SINGLE["multiply"])
+        row("scaling of partial sums", scaled, *HALF_OR_SINGLE["add"])
     if not scheme.dynamic:
         row("scaling of outputs", total.outputs, "multiply-32", "multiply-32")
         row("scaling of outputs", total.outputs, "add-32", "add-32")
         return pd.DataFrame(rows)
-    row("scaling of partial sums", scaled, *HALF_OR_SINGLE["multiply"])
-    row("scaling of partial sums", scaled, *HALF_OR_SINGLE["add"])
-    if scheme.folded:
+    if scheme.scales == "weights":
         row("scaling of weights", total.weights, *HALF_OR_SINGLE["multiply"])
     row("scaling of outputs", total.outputs, *HALF_OR_SINGLE["multiply"])
     row("statistics, look-up", 3 * total.inputs, "add-32", "float-add-32")
