@@ -60,33 +60,39 @@ def test_only_scales_of_channels_reach_the_partial_sums():
     scaled = {
         name: counts(name, "scaling of partial sums")["count"].sum() for name in hardware.SCHEMES
     }
-    assert scaled["uniform, 8 bits, static"] == scaled["float, 32 bits"] == 0
-    assert scaled["uniform, 4 bits, static channels"] == 4000
-    assert scaled["uniform, 4 bits, dynamic"] == scaled["DFSQ, 4 bits, multiplier"] == 4000
-    assert scaled["DFSQ, 4 bits, scales in weights"] == 0
-    folded = counts("DFSQ, 4 bits, scales in weights", "scaling of weights")
+    assert scaled["uniform 8, static"] == scaled["float 32"] == 0
+    assert scaled["uniform 4, static channels"] == 4000
+    assert scaled["uniform 4, dynamic"] == scaled["DFSQ 4, multiplier"] == 4000
+    assert scaled["DFSQ 4, scales in weights"] == 0
+    folded = counts("DFSQ 4, scales in weights", "scaling of weights")
     assert folded["count"].tolist() == [180]
 
 
 def test_shifts_and_adds_by_hand():
-    part = cost.energy(counts("DFSQ, 4 bits, shifts and adds", "multiplications"), {"add-16": 0.05})
+    part = cost.energy(counts("DFSQ 4, shifts and adds", "multiplications"), {"add-16": 0.05})
     assert part["least"].sum() == pytest.approx(18000 * 1.5 * 0.05e-12)
     assert part["most"].sum() == pytest.approx(18000 * 4 * 0.05e-12)
 
 
 def test_dynamic_maps_move_unquantized():
     # the stream: written for the skip, read for it, read for the layer; the other: written, read
-    assert bits("float, 32 bits") == {"maps": 32 * 300, "skip connections": 6400, "weights": 5760}
-    assert bits("DFSQ, 4 bits, multiplier") == {
+    assert bits("float 32") == {"maps": 32 * 300, "skip connections": 6400, "weights": 5760}
+    assert bits("DFSQ 4, multiplier") == {
         "maps": 16 * 300, "skip connections": 3200, "weights": 720,
     }  # fmt: skip
-    assert bits("uniform, 4 bits, static")["maps"] == 4 * 400
-    assert bits("uniform, 4 bits, static channels") == bits("uniform, 4 bits, static")
-    assert bits("DFSQ, 4 bits, multiplier", 32)["maps"] == bits("float, 32 bits")["maps"]
+    assert bits("uniform 4, static")["maps"] == 4 * 400
+    assert bits("uniform 4, static channels") == bits("uniform 4, static")
+    assert bits("DFSQ 4, multiplier", 32)["maps"] == bits("float 32")["maps"]
 
 
 def test_accesses_are_of_64_bits():
-    scheme = hardware.SCHEMES["uniform, 8 bits, static"]
+    scheme = hardware.SCHEMES["uniform 8, static"]
     table = hardware.traffic(scheme, LAYERS, 16, "cache-1M")
     found = cost.energy(table, hardware.energies())
     assert np.allclose(found["least"], table.bits / 64 * 100e-12)
+
+
+def test_an_unknown_memory_is_refused():
+    scheme = hardware.SCHEMES["float 32"]
+    with pytest.raises(ValueError, match="memory must be one of dram, cache-1M, not 'disk'"):
+        hardware.traffic(scheme, LAYERS, 16, "disk")

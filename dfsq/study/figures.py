@@ -720,11 +720,15 @@ def stored_bits(table):
         "inputs": "codebooks of activations",
         "bias": "biases",
     }
+    columns = min(2, len(widths))
+    rows = -(-len(widths) // columns)
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(3.9 * len(widths), 1.6 + 0.42 * len(methods)),
+        rows, columns, figsize=(4.6 * columns, 1 + (0.7 + 0.36 * len(methods)) * rows),
         sharey=True, squeeze=False,
     )  # fmt: skip
-    for axis, width in zip(axes[0], widths, strict=True):
+    for axis in axes.flat[len(widths) :]:
+        axis.set_axis_off()
+    for axis, width in zip(axes.flat, widths, strict=False):
         part = table[table.bits == width].set_index("method").reindex(methods)
         left = np.zeros(len(methods))
         for name, label in names.items():
@@ -780,7 +784,7 @@ def energy_bars(table):
     """
     groups, schemes = list(table.group.unique()), list(table.scheme.unique())
     figure, axes = plt.subplots(
-        len(groups), 1, figsize=(9.5, 0.8 + len(groups) * (0.9 + 0.47 * len(schemes)))
+        len(groups), 1, figsize=(9, len(groups) * (1.6 + 0.42 * len(schemes)))
     )
     for axis, group in zip(np.atleast_1d(axes), groups, strict=True):
         part = table[table.group == group]
@@ -809,7 +813,8 @@ def energy_bars(table):
         axis.set_ylim(len(schemes) - 0.45, -0.55)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("millijoules an image (lower is better)")
-        axis.legend(title=group, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
+        axis.set_title(group, loc="left", pad=52)
+        axis.legend(fontsize=10, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     return figure
 
 

@@ -28,8 +28,8 @@ class Scheme:
     ----------
     bits : int
         Of a value that is multiplied.
-    multiply : pair of str or None
-        Bounds of one multiplication; None for shifts and additions of universal points.
+    multiply : pair of str, optional
+        Bounds of one multiplication; without them, shifts and additions of universal points.
     add : pair of str
         Bounds of one accumulation.
     dynamic : bool
@@ -54,20 +54,20 @@ class Scheme:
         return self.add[0].startswith("float")
 
 
-#: Of a 4-bit factor with sign, at most two signed powers of two: one addition at least; an 8-bit
-#: multiplier has more one-bit products than 4 by 4 bits, or 4 by 11, have.
+#: By name. A multiplication by 4 bits lies between one addition, as 4 bits with sign are at most two
+#: signed powers of two, and 8 by 8 bits, which have more one-bit products than 4 by 4 or 4 by 11.
 SCHEMES = {
-    "float, 32 bits": Scheme(32, ("float-multiply-32",) * 2, ("float-add-32",) * 2),
-    "float, 16 bits": Scheme(16, ("float-multiply-16",) * 2, HALF_OR_SINGLE["add"]),
-    "uniform, 8 bits, static": Scheme(8, ("multiply-8",) * 2),
-    "uniform, 4 bits, static": Scheme(4, ("add-8", "multiply-8")),
-    "uniform, 4 bits, static channels": Scheme(4, ("add-8", "multiply-8"), scales="channel"),
-    "uniform, 4 bits, dynamic": Scheme(4, ("add-8", "multiply-8"), dynamic=True, scales="channel"),
-    "DFSQ, 4 bits, multiplier": Scheme(
+    "float 32": Scheme(32, ("float-multiply-32",) * 2, ("float-add-32",) * 2),
+    "float 16": Scheme(16, ("float-multiply-16",) * 2, HALF_OR_SINGLE["add"]),
+    "uniform 8, static": Scheme(8, ("multiply-8",) * 2),
+    "uniform 4, static": Scheme(4, ("add-8", "multiply-8")),
+    "uniform 4, static channels": Scheme(4, ("add-8", "multiply-8"), scales="channel"),
+    "uniform 4, dynamic": Scheme(4, ("add-8", "multiply-8"), dynamic=True, scales="channel"),
+    "DFSQ 4, multiplier": Scheme(
         4, ("add-16", "multiply-8"), dynamic=True, codebook=True, scales="channel"
     ),
-    "DFSQ, 4 bits, shifts and adds": Scheme(4, dynamic=True, codebook=True, scales="channel"),
-    "DFSQ, 4 bits, scales in weights": Scheme(4, dynamic=True, codebook=True, scales="weights"),
+    "DFSQ 4, shifts and adds": Scheme(4, dynamic=True, codebook=True, scales="channel"),
+    "DFSQ 4, scales in weights": Scheme(4, dynamic=True, codebook=True, scales="weights"),
 }  # fmt: skip
 
 
@@ -153,11 +153,18 @@ def traffic(scheme, layers, wide_bits, memory="dram"):
         ``part``, ``bits``; ``count``, ``least`` and ``most``, as :func:`dfsq.cost.energy` takes
         them.
 
+    Raises
+    ------
+    ValueError
+        For another memory.
+
     Notes
     -----
     A map with dynamic statistics is known only once it is complete. So it is written before it is
     quantized, and quantized as it is read; with static ranges codes are written and read.
     """
+    if memory not in MEMORIES:
+        raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, not {memory!r}")
     wide = scheme.bits if scheme.is_float else wide_bits
     inner = layers.inputs[layers.non_negative].sum()
     stream = layers.inputs.sum() - inner
