@@ -54,8 +54,8 @@ class Scheme:
         return self.add[0].startswith("float")
 
 
-#: By name. A multiplication by 4 bits lies between one addition, as 4 bits with sign are at most two
-#: signed powers of two, and 8 by 8 bits, which have more one-bit products than 4 by 4 or 4 by 11.
+#: By name. A multiplication by 4 bits lies between one addition, as 4 bits with sign are at most
+#: two signed powers of two, and 8 by 8 bits, with more one-bit products than 4 by 4 or 4 by 11.
 SCHEMES = {
     "float 32": Scheme(32, ("float-multiply-32",) * 2, ("float-add-32",) * 2),
     "float 16": Scheme(16, ("float-multiply-16",) * 2, HALF_OR_SINGLE["add"]),
