@@ -39,7 +39,8 @@ def operations(model, height, width):
     Returns
     -------
     pandas.DataFrame
-        A row a convolution: ``layer``; ``macs``, its multiply-accumulates; ``inputs`` and
+        A row a convolution: ``layer``; ``macs``, its multiply-accumulates; ``partial_sums``, pairs
+        of an output value and an input channel that it sums over; ``inputs``, ``outputs`` and
         ``weights``, numbers of values; ``input_bits`` and ``weight_bits``, mean bits of one value,
         ``log2`` of a channel's number of points; ``moved``, bits of inputs, weights and dynamic
         scales, each read once; ``statistics``, operations on inputs for dynamic normalization.
@@ -60,7 +61,9 @@ def operations(model, height, width):
                 {
                     "layer": name,
                     "macs": output.numel() * conv.weight[0].numel(),
+                    "partial_sums": output.numel() * conv.weight.shape[1],
                     "inputs": x.numel(),
+                    "outputs": output.numel(),
                     "weights": conv.weight.numel(),
                     "input_bits": input_bits,
                     "weight_bits": weight_bits,
@@ -214,6 +217,39 @@ def shift_adds(model, images):
             }
         )
     return pd.DataFrame(rows)
+
+
+def energy(counts, picojoules):
+    """Bounds of the energy that counted operations take.
+
+    Parameters
+    ----------
+    counts : pandas.DataFrame
+        A row a kind of operation: ``count``; ``least`` and ``most``, names of the operations whose
+        energies bound it, the same where it is known, ``none`` for no energy. Other columns are
+        kept.
+    picojoules : mapping of str to float
+        Energy of one operation, by name.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `counts` with ``least`` and ``most`` in joules.
+
+    Raises
+    ------
+    ValueError
+        If an operation has no energy, or the bounds are the wrong way round.
+    """
+    known = {"none": 0.0, **picojoules}
+    missing = sorted({*counts["least"], *counts["most"]} - set(known))
+    if missing:
+        raise ValueError(f"no energy is given for {', '.join(missing)}; there are {list(known)}")
+    bounds = {side: counts[side].map(known) for side in ("least", "most")}
+    if (bounds["least"] > bounds["most"]).any():
+        row = counts[bounds["least"] > bounds["most"]].iloc[0]
+        raise ValueError(f"{row['least']} takes more energy than {row['most']}: swap the bounds")
+    return counts.assign(**{side: 1e-12 * counts["count"] * bounds[side] for side in bounds})
 
 
 def _terms(points, universal, words):

@@ -1,6 +1,7 @@
 """Operations, bits and shifts, counted."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_convert import make_images, make_net, quantize
@@ -28,6 +29,8 @@ def test_operations_of_a_float_network(net):
     assert table.layer.tolist() == ["head", "body.0", "body.2", "tail"]
     assert of(table, "head").macs == 10 * 7 * 6 * 3 * 9
     assert of(table, "body.0").macs == 10 * 7 * 6 * 6 * 9
+    assert of(table, "body.0").partial_sums == 10 * 7 * 6 * 6
+    assert (table.outputs == 10 * 7 * np.array([6, 6, 6, 3])).all()
     assert (table.input_bits == 32).all()
     assert (table.statistics == 0).all()
     assert of(table, "tail").moved == 32 * (6 * 70 + 3 * 6 * 9)
@@ -57,7 +60,10 @@ def test_static_ranges_need_no_statistics(net):
 
 def test_grouped_and_strided():
     net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, groups=3, padding=1))
-    assert of(cost.operations(net, 8, 8), "0").macs == 4 * 4 * 6 * 1 * 9
+    row = of(cost.operations(net, 8, 8), "0")
+    assert row.macs == 4 * 4 * 6 * 1 * 9
+    assert row.partial_sums == row.outputs == 4 * 4 * 6
+    assert row.inputs == 8 * 8 * 3
 
 
 def test_storage_is_what_the_codes_need(net):
@@ -126,3 +132,22 @@ def test_shifts_and_adds_of_the_points_that_are_taken(net):
     assert row.shifts == pytest.approx(np.mean(shifts))
     assert row.adds == pytest.approx(np.mean(adds))
     assert row.zeros == pytest.approx(zeros / len(shifts))
+
+
+def test_energy_is_count_times_energy_of_one():
+    counts = pd.DataFrame(
+        [("a", 1e6, "add", "add"), ("b", 2e6, "none", "multiply")],
+        columns=["part", "count", "least", "most"],
+    )
+    found = cost.energy(counts, {"add": 0.5, "multiply": 3.0})
+    assert found.part.tolist() == ["a", "b"]
+    assert found["least"].tolist() == pytest.approx([0.5e-6, 0])
+    assert found["most"].tolist() == pytest.approx([0.5e-6, 6e-6])
+
+
+def test_energy_refuses_what_it_does_not_know():
+    counts = pd.DataFrame({"count": [1], "least": ["add"], "most": ["shift"]})
+    with pytest.raises(ValueError, match="no energy is given for shift"):
+        cost.energy(counts, {"add": 0.5})
+    with pytest.raises(ValueError, match="swap the bounds"):
+        cost.energy(counts, {"add": 0.5, "shift": 0.1})

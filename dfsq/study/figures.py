@@ -660,3 +660,190 @@ def pareto(table, named):
     axes[0, 0].set_ylabel("squared error / that of DFSQ's set\n(lower is better)")
     axes[0, 0].legend(fontsize=10)
     return figure
+
+
+# --- costs ------------------------------------------------------------------------------------
+
+#: Colour of each part of a cost.
+COST_COLORS = {
+    "multiplications": BLUE, "accumulation": SKY, "scaling of partial sums": RED,
+    "scaling of outputs": GREEN, "scaling of weights": PURPLE, "statistics, look-up": ORANGE,
+    "maps": BLUE, "skip connections": SKY, "weights": RED,
+    "codes": BLUE, "codebooks": ORANGE, "scales": RED, "inputs": GREEN, "bias": GREY,
+}  # fmt: skip
+
+
+def cost_ranges(table):
+    """Several costs of several schemes as shares of the float network's, with their bounds.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``cost``, ``scheme``, ``least`` and ``most`` (1: as the float network), drawn from
+        top to bottom in the order of the rows.
+    """
+    costs, schemes = list(table.cost.unique()), list(table.scheme.unique())
+    palette = dict(zip(schemes, (GREY, BLACK, RED, PURPLE, ORANGE), strict=False))
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.85 * len(costs)))
+    for i, scheme in enumerate(schemes):
+        part = table[table.scheme == scheme]
+        y = [costs.index(c) + 0.17 * (i - (len(schemes) - 1) / 2) for c in part.cost]
+        axis.hlines(y, 100 * part["least"], 100 * part["most"], color=palette[scheme], lw=3)
+        middle = 100 * np.sqrt(part["least"] * part["most"])
+        axis.plot(middle, y, "so^vD"[i % 5], color=palette[scheme], ms=7, label=scheme)
+    axis.axvline(100, color=BLACK, lw=1.3, ls=":")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("% of the float network's (lower is better)")
+    axis.set_yticks(range(len(costs)), costs)
+    axis.set_ylim(len(costs) - 0.5, -0.5)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=11)
+    return figure
+
+
+def stored_bits(table):
+    """Bits stored for each weight by what they are for, a panel a width, a bar a method.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``bits``, ``method``, and bits a weight: ``codes``, ``codebooks``, ``scales``,
+        ``inputs``, ``bias``.
+    """
+    widths, methods = list(table.bits.unique()), list(table.method.unique())
+    names = {
+        "codes": "codes of weights",
+        "codebooks": "their codebooks",
+        "scales": "their scales",
+        "inputs": "codebooks of activations",
+        "bias": "biases",
+    }
+    columns = min(2, len(widths))
+    rows = -(-len(widths) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, 1 + (0.7 + 0.36 * len(methods)) * rows),
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat[len(widths) :]:
+        axis.set_axis_off()
+    for axis, width in zip(axes.flat, widths, strict=False):
+        part = table[table.bits == width].set_index("method").reindex(methods)
+        left = np.zeros(len(methods))
+        for name, label in names.items():
+            axis.barh(methods, part[name], left=left, color=COST_COLORS[name], label=label)
+            left = left + part[name].to_numpy()
+        axis.axvline(width, color=BLACK, lw=1)
+        axis.set_title(f"{width} bits")
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("bits stored a weight (lower is better)", fontsize=12)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def shifts_by_layer(table):
+    """Shifts and additions of a multiplication, and multiplications by 0, by layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``layer``, ``kind``, ``shifts``, ``adds``, ``zeros`` (0..1) and
+        ``shifts of points``, the codebooks' own mean.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for kind, shade, marker in zip(table.kind.unique(), (BLUE, ORANGE), "os", strict=False):
+        part = table[table.kind == kind]
+        x = part.index
+        left.plot(x, part.shifts, "-", marker=marker, color=shade, label=f"shifts, {kind}")
+        left.plot(x, part.adds, ":", marker=marker, ms=4, color=shade, label=f"additions, {kind}")
+        left.plot(x, part["shifts of points"], "--", color=shade, alpha=0.6, lw=1.2)
+        right.plot(x, 100 * part.zeros, "-", marker=marker, color=shade, label=kind, clip_on=False)
+    left.plot([], [], "--", color=GREY, lw=1.2, label="shifts, mean of the points")
+    left.set_ylabel("a multiplication (lower is better)")
+    right.set_ylabel("multiplications by 0, %")
+    for axis in (left, right):
+        axis.set_xlabel("layer, in order")
+        axis.set_ylim(bottom=0)
+    left.set_ylim(top=1.45 * max(table.shifts.max(), table["shifts of points"].max()))
+    left.legend(fontsize=9, ncols=2, loc="upper center")
+    right.legend(fontsize=10)
+    return figure
+
+
+def energy_bars(table):
+    """Energy of several schemes by part, a panel a group, least above most.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``scheme``, ``group``, ``part``, ``least`` and ``most`` in joules. Schemes that
+        begin with ``float`` may run out of the panel; their energy is then written there.
+    """
+    groups, schemes = list(table.group.unique()), list(table.scheme.unique())
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(9, len(groups) * (1.6 + 0.42 * len(schemes)))
+    )
+    for axis, group in zip(np.atleast_1d(axes), groups, strict=True):
+        part = table[table.group == group]
+        totals = part.groupby("scheme")[["least", "most"]].sum()
+        inside = [s for s in schemes if not s.startswith("float")]
+        end = 1000 * 1.15 * totals.loc[inside, "most"].max()
+        for row, scheme in enumerate(schemes):
+            own = part[part.scheme == scheme].groupby("part", sort=False)[["least", "most"]].sum()
+            for side, place in (("least", row - 0.19), ("most", row + 0.19)):
+                left = 0.0
+                for name, joules in own[side].items():
+                    axis.barh(
+                        place, 1000 * joules, 0.36, left=left, color=COST_COLORS[name],
+                        alpha=1 if side == "most" else 0.6, lw=0,
+                    )  # fmt: skip
+                    left += 1000 * joules
+                if left > end:
+                    axis.text(
+                        0.985 * end, place, f"{left:.0f} mJ →", va="center", ha="right",
+                        color="white", fontsize=10, fontweight="bold",
+                    )  # fmt: skip
+        for name in part.part.unique():
+            axis.barh(0, 0, color=COST_COLORS[name], label=name)
+        axis.set_xlim(0, end)
+        axis.set_yticks(range(len(schemes)), schemes)
+        axis.set_ylim(len(schemes) - 0.45, -0.55)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel("millijoules an image (lower is better)")
+        axis.set_title(group, loc="left", pad=52)
+        axis.legend(fontsize=10, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    return figure
+
+
+def psnr_by_storage(table, levels, depth=5):
+    """PSNR against bits stored for each weight, a panel a data set, a line a method.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``dataset``, ``method``, ``bits``, ``stored``, ``psnr``.
+    levels : dict of str to float
+        PSNR of the float network on each data set.
+    depth : float
+        Loss in dB down to which panels reach.
+    """
+    datasets = list(table.dataset.unique())
+    figure, axes = plt.subplots(1, len(datasets), figsize=(5.3 * len(datasets), 4.4), squeeze=False)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        axis.axhline(levels[dataset], color=color("float"), lw=1.3, ls=":", label="float")
+        for method in table.method.unique():
+            part = table[(table.dataset == dataset) & (table.method == method)]
+            part = part.sort_values("bits")
+            axis.plot(
+                part.stored, part.psnr, marker=MARKERS.get(method, "o"), color=color(method),
+                label=method,
+            )  # fmt: skip
+        axis.set_ylim(max(axis.get_ylim()[0], levels[dataset] - depth), levels[dataset] + 0.3)
+        axis.set_title(dataset)
+        axis.set_xlabel("bits stored a weight (lower is better)")
+    axes[0, 0].set_ylabel("PSNR-Y, dB (higher is better)")
+    axes[0, 0].legend(loc="lower right", fontsize=10)
+    return figure
