@@ -145,9 +145,7 @@ def test_is_accessible_and_fits_the_window(visit, name):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
-        for _ in range(
-            10
-        ):  # the theme looks for what scrolls, and colours fade over, in their time
+        for _ in range(10):  # the theme finds what scrolls in its own time
             page.wait_for_timeout(500)
             if not (grave := grave_violations(page)):
                 break
