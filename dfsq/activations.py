@@ -46,7 +46,7 @@ def center_max_statistics(x, non_negative=False):
     low, high, offset, scale : tensors, shape (N, C, 1, 1)
         NaN in `scale` where a map holds NaN or infinity.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    if _on_cpu(x):
         low, high, mean = _extremes_and_mean(x)
     else:
         low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
@@ -58,7 +58,13 @@ def center_max_statistics(x, non_negative=False):
 
 
 # On a CPU, two passes over memory: one for the statistics, one that normalizes, looks up and undoes
-# the normalization. They are operators of torch, so that a compiled network keeps them whole.
+# the normalization. They are operators of torch, so that a compiled network keeps them whole. Other
+# runtimes do not have them: an exported network is made of tensor operations.
+
+
+def _on_cpu(x):
+    """Whether the operators for a CPU take a map."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
 @njit(parallel=True, cache=True)
@@ -125,8 +131,32 @@ def _(x, offset, scale, table, levels, layer):
 
 
 def _check_finite(scale, layer):
+    if torch.compiler.is_exporting():  # a graph raises nothing
+        return
     if not torch.isfinite(scale).all():
         raise ValueError(f"layer {layer!r}: its input holds NaN or infinity")
+
+
+def _bisect(thresholds, values):
+    """``torch.searchsorted(thresholds, values, right=True)`` by operations that ONNX has.
+
+    Parameters
+    ----------
+    thresholds : tensor, shape (channels, t)
+        Sorted in each row.
+    values : tensor, shape (channels, n)
+
+    Returns
+    -------
+    int64 tensor, shape (channels, n)
+    """
+    steps = thresholds.shape[1].bit_length()
+    padded = nn.functional.pad(thresholds, (0, 2**steps - 1 - thresholds.shape[1]), value=torch.inf)
+    found = torch.zeros_like(values, dtype=torch.int64)
+    for step in reversed(range(steps)):
+        beyond = values >= padded.gather(1, found + (2**step - 1))
+        found = found + beyond * 2**step
+    return found
 
 
 class ActivationQuantizer(nn.Module):
@@ -148,6 +178,8 @@ class ActivationQuantizer(nn.Module):
 
     def _check_sign(self, low):
         """Warn once where a non-negative layer meets a negative value."""
+        if torch.compiler.is_compiling():  # a warning that depends on values ends a graph
+            return
         if self.non_negative and bool((low < 0).any()):
             self._warn(
                 "negative",
@@ -229,6 +261,8 @@ class CodebookQuantizer(ActivationQuantizer):
         if self.table is not None:
             cell = (by_channel * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
             codes = self.table.gather(1, cell.long()).long()
+        elif torch.compiler.is_exporting():  # ONNX has no such search
+            codes = _bisect(self.thresholds, by_channel)
         else:
             codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
         return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
@@ -238,12 +272,11 @@ class CodebookQuantizer(ActivationQuantizer):
             raise ValueError(
                 f"layer {self.layer!r} takes {len(self.levels)} channels, not {x.shape[1]}"
             )
-        if x.shape[2] * x.shape[3] < 64:
+        if not torch.compiler.is_exporting() and x.shape[2] * x.shape[3] < 64:
             self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
         low, _, offset, scale = center_max_statistics(x, self.non_negative)
-        if not torch.compiler.is_compiling():  # a warning that depends on values ends a graph
-            self._check_sign(low)
-        if self.table is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        self._check_sign(low)
+        if self.table is not None and _on_cpu(x):
             return _looked_up(x, offset, scale, self.table, self.levels, self.layer)
         _check_finite(scale, self.layer)
         return self.reference(x, offset, scale)
