@@ -11,7 +11,7 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metad
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test lint format strip clean
+.PHONY: help setup book serve test bench lint format strip clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes, of which most are torch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev,onnx]'
 	@touch $@
 
 book: $(INSTALLED) ## Run the notebooks that changed and build the book into _build/html
@@ -37,6 +37,9 @@ serve: book ## Build the book and serve it on this machine, at port 8000
 
 test: $(INSTALLED) ## Run the tests; ARGS="-k name" for some of them
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## Time the package against plain ways of the same, in ratios (minutes)
+	$(BIN)/python -m pytest benchmarks --benchmark-enable $(ARGS)
 
 lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
 	$(BIN)/ruff check

@@ -50,7 +50,9 @@ def center_max_statistics(x, non_negative=False):
         low, high, mean = _extremes_and_mean(x)
     else:
         low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        mean = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+        # torch's exporter drops the type of a sum, not that of a map
+        summed = x.double() if torch.compiler.is_exporting() else x
+        mean = summed.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
     if non_negative:
         return low, high, torch.zeros_like(low), torch.maximum(high, -low) + EPSILON
     # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
@@ -137,25 +139,30 @@ def _check_finite(scale, layer):
         raise ValueError(f"layer {layer!r}: its input holds NaN or infinity")
 
 
-def _bisect(thresholds, values):
-    """``torch.searchsorted(thresholds, values, right=True)`` by operations that ONNX has.
+def _of_channel(rows, index):
+    """``rows[c, index[n, c, y, x]]`` at every place of an index of shape (N, C, H, W)."""
+    first = torch.arange(len(rows), device=rows.device) * rows.shape[1]
+    return rows.take(index + first[:, None, None])
+
+
+def _bisect(thresholds, z):
+    """The number of thresholds up to each value, as ``torch.searchsorted`` counts them.
 
     Parameters
     ----------
-    thresholds : tensor, shape (channels, t)
+    thresholds : tensor, shape (C, t)
         Sorted in each row.
-    values : tensor, shape (channels, n)
+    z : tensor, shape (N, C, H, W)
 
     Returns
     -------
-    int64 tensor, shape (channels, n)
+    int64 tensor, shape (N, C, H, W)
     """
     steps = thresholds.shape[1].bit_length()
     padded = nn.functional.pad(thresholds, (0, 2**steps - 1 - thresholds.shape[1]), value=torch.inf)
-    found = torch.zeros_like(values, dtype=torch.int64)
+    found = torch.zeros_like(z, dtype=torch.int64)
     for step in reversed(range(steps)):
-        beyond = values >= padded.gather(1, found + (2**step - 1))
-        found = found + beyond * 2**step
+        found = found + 2**step * (z >= _of_channel(padded, found + (2**step - 1)))
     return found
 
 
@@ -257,14 +264,13 @@ class CodebookQuantizer(ActivationQuantizer):
 
     def codes(self, z):
         """Code of each normalized value, 0 for the lowest level; int64, shape of `z`."""
-        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
         if self.table is not None:
-            cell = (by_channel * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
-            codes = self.table.gather(1, cell.long()).long()
-        elif torch.compiler.is_exporting():  # ONNX has no such search
-            codes = _bisect(self.thresholds, by_channel)
-        else:
-            codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
+            cell = (z * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
+            return _of_channel(self.table, cell.long()).long()
+        if torch.compiler.is_exporting():  # ONNX has no such search
+            return _bisect(self.thresholds, z)
+        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
+        codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
         return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
     def forward(self, x):
@@ -283,10 +289,7 @@ class CodebookQuantizer(ActivationQuantizer):
 
     def reference(self, x, offset, scale):
         """Quantize under given statistics with tensor operations; the specification."""
-        z = (x - offset) / scale
-        by_channel = self.codes(z).transpose(0, 1).reshape(z.shape[1], -1)
-        q = self.levels.gather(1, by_channel).view(z.shape[1], z.shape[0], *z.shape[2:])
-        return q.transpose(0, 1) * scale + offset
+        return _of_channel(self.levels, self.codes((x - offset) / scale)) * scale + offset
 
 
 class DynamicUniformQuantizer(ActivationQuantizer):

@@ -27,8 +27,8 @@ from .activations import ActivationQuantizer
 OPSET = 18
 
 
-def check_installed(*packages):
-    """Refuse to go on without packages of the extra ``onnx``.
+def check_installed(packages=("onnx", "onnxscript")):
+    """Refuse to go on without packages of the extra ``onnx``; by default those that write a file.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def export_onnx(model, path, *, channels=3):
     another memory layout, see :mod:`dfsq.export`: single pixels may differ visibly in numbers, the
     PSNR by less than 0.01 dB.
     """
-    check_installed("onnx", "onnxscript")
+    check_installed()
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path must be an .onnx file, not {str(path)!r}")
@@ -139,6 +139,8 @@ def _program(model, example):
                 input_names=["input"],
                 output_names=["output"],
                 dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+                # its optimizer takes 1e-8 for 0 and drops its addition; runtimes have their own
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
