@@ -39,7 +39,7 @@ test: $(INSTALLED) ## Run the tests; ARGS="-k name" for some of them
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(INSTALLED) ## Time the package against plain ways of the same, in ratios (minutes)
-	$(BIN)/python -m pytest benchmarks --benchmark-enable $(ARGS)
+	$(BIN)/python -m pytest benchmarks/bench_*.py -p no:randomly -s --benchmark-enable --benchmark-timer=time.process_time $(ARGS)
 
 lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
 	$(BIN)/ruff check

@@ -91,6 +91,8 @@ def export_onnx(model, path, *, channels=3):
     PSNR by less than 0.01 dB.
     """
     check_installed()
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path must be an .onnx file, not {str(path)!r}")
@@ -107,6 +109,8 @@ def export_onnx(model, path, *, channels=3):
         exported = _Marked(exported)
     program = _program(exported, torch.zeros(2, channels, 48, 56))
     graph = program.model
+    fold_constants(graph)
+    remove_unused_nodes(graph)
     graph.metadata_props.clear()
     for node in graph.graph:
         node.metadata_props.clear()  # traces with paths of the machine it was made on
@@ -139,7 +143,7 @@ def _program(model, example):
                 input_names=["input"],
                 output_names=["output"],
                 dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-                # its optimizer takes 1e-8 for 0 and drops its addition; runtimes have their own
+                # the whole of its optimizer takes 1e-8 for 0, and drops the addition
                 optimize=False,
                 verbose=False,
             )
