@@ -13,6 +13,8 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 EAGER = tuple(f"float network, {layout}" for layout in LAYOUTS)
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch.compile
+
 #: The first, at most so many times the second; of several the fastest.
 RATIOS = [
     (("quantizer by look-up",), ("quantizer by broadcast argmin",), 1 / 20),
@@ -75,7 +77,9 @@ def test_quantizer(measure, maps, how):
     points = [found.points for found in dfsq.select_channels(channels, 4)]
     plain, looked_up = argmin_quantizer(points), CodebookQuantizer(points)
     function = looked_up if how == "look-up" else plain
-    assert torch.equal(measure(f"quantizer by {how}", lambda: function(maps)), looked_up(maps))
+    found = measure(f"quantizer by {how}", lambda: function(maps), 20)
+    # distances are rounded, a table is not
+    assert (found == looked_up(maps)).float().mean() > 0.9999
 
 
 def test_float_pass(measure, net, crops):
