@@ -11,7 +11,7 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metad
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test test-book links lint format strip clean
+.PHONY: help setup book serve test test-book bench links lint format strip clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes, of which most are torch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev,onnx]'
 	@touch $@
 
 book: $(INSTALLED) ## Run the notebooks that changed and build the book into _build/html
@@ -43,6 +43,9 @@ test-book: book ## Build the book and look at every page in Chromium: links, for
 
 links: book ## Check the book's links to other sites, over the network
 	$(BIN)/jupyter-book build _build/stage --builder linkcheck --path-output _build/linkcheck
+
+bench: $(INSTALLED) ## Time the package against plain ways of the same, in ratios (minutes)
+	$(BIN)/python -m pytest benchmarks/bench_*.py -p no:randomly -s --benchmark-enable --benchmark-timer=time.process_time $(ARGS)
 
 lint: $(INSTALLED) ## Check style, and that notebooks hold no outputs
 	$(BIN)/ruff check

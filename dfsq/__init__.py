@@ -4,6 +4,7 @@ from . import sr
 from .calibration import calibrate
 from .config import PRESETS, Config
 from .convert import quantize, summary
+from .export import export_onnx
 from .histogram import Histogram
 from .selection import Selection, select, select_channels
 from .storage import load, save
@@ -16,6 +17,7 @@ __all__ = [
     "Histogram",
     "Selection",
     "calibrate",
+    "export_onnx",
     "load",
     "quantize",
     "save",

@@ -53,11 +53,13 @@ def center_max_statistics(x, non_negative=False):
     low, high, offset, scale : tensors, shape (N, C, 1, 1)
         NaN in `scale` where a map holds NaN or infinity.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    if _on_cpu(x):
         low, high, mean = _extremes_and_mean(x)
     else:
         low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        mean = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+        # torch's exporter drops the type of a sum, not that of a map
+        summed = x.double() if torch.compiler.is_exporting() else x
+        mean = summed.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
     if non_negative:
         return low, high, torch.zeros_like(low), torch.maximum(high, -low) + EPSILON
     # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
@@ -65,7 +67,13 @@ def center_max_statistics(x, non_negative=False):
 
 
 # On a CPU, two passes over memory: one for the statistics, one that normalizes, looks up and undoes
-# the normalization. They are operators of torch, so that a compiled network keeps them whole.
+# the normalization. They are operators of torch, so that a compiled network keeps them whole. Other
+# runtimes do not have them: an exported network is made of tensor operations.
+
+
+def _on_cpu(x):
+    """Whether the operators for a CPU take a map."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
 @njit(parallel=True, cache=True)
@@ -132,8 +140,37 @@ def _(x, offset, scale, table, levels, layer):
 
 
 def _check_finite(scale, layer):
+    if torch.compiler.is_exporting():  # a graph raises nothing
+        return
     if not torch.isfinite(scale).all():
         raise ValueError(f"layer {layer!r}: its input holds NaN or infinity")
+
+
+def _of_channel(rows, index):
+    """``rows[c, index[n, c, y, x]]`` at every place of an index of shape (N, C, H, W)."""
+    first = torch.arange(len(rows), device=rows.device) * rows.shape[1]
+    return rows.take(index + first[:, None, None])
+
+
+def _bisect(thresholds, z):
+    """The number of thresholds up to each value, as ``torch.searchsorted`` counts them.
+
+    Parameters
+    ----------
+    thresholds : tensor, shape (C, t)
+        Sorted in each row.
+    z : tensor, shape (N, C, H, W)
+
+    Returns
+    -------
+    int64 tensor, shape (N, C, H, W)
+    """
+    steps = thresholds.shape[1].bit_length()
+    padded = nn.functional.pad(thresholds, (0, 2**steps - 1 - thresholds.shape[1]), value=torch.inf)
+    found = torch.zeros_like(z, dtype=torch.int64)
+    for step in reversed(range(steps)):
+        found = found + 2**step * (z >= _of_channel(padded, found + (2**step - 1)))
+    return found
 
 
 class ActivationQuantizer(nn.Module):
@@ -155,6 +192,8 @@ class ActivationQuantizer(nn.Module):
 
     def _check_sign(self, low):
         """Warn once where a non-negative layer meets a negative value."""
+        if torch.compiler.is_compiling():  # a warning that depends on values ends a graph
+            return
         if self.non_negative and bool((low < 0).any()):
             self._warn(
                 "negative",
@@ -232,12 +271,13 @@ class CodebookQuantizer(ActivationQuantizer):
 
     def codes(self, z):
         """Code of each normalized value, 0 for the lowest level; int64, shape of `z`."""
-        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
         if self.table is not None:
-            cell = (by_channel * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
-            codes = self.table.gather(1, cell.long()).long()
-        else:
-            codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
+            cell = (z * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
+            return _of_channel(self.table, cell.long()).long()
+        if torch.compiler.is_exporting():  # ONNX has no such search
+            return _bisect(self.thresholds, z)
+        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
+        codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
         return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
     def forward(self, x):
@@ -249,26 +289,22 @@ class CodebookQuantizer(ActivationQuantizer):
             raise ValueError(
                 f"layer {self.layer!r} takes {len(self.levels)} channels, not {x.shape[1]}"
             )
-        if x.shape[2] * x.shape[3] < 64:
+        if not torch.compiler.is_exporting() and x.shape[2] * x.shape[3] < 64:
             self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
         low, _, offset, scale = center_max_statistics(x, self.non_negative)
-        if not torch.compiler.is_compiling():  # a warning that depends on values ends a graph
-            self._check_sign(low)
+        self._check_sign(low)
         return offset, scale
 
     def quantized(self, x, offset, scale):
         """Quantize under given statistics, of the whole map where `x` is a part of one."""
-        if self.table is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        if self.table is not None and _on_cpu(x):
             return _looked_up(x, offset, scale, self.table, self.levels, self.layer)
         _check_finite(scale, self.layer)
         return self.reference(x, offset, scale)
 
     def reference(self, x, offset, scale):
         """Quantize under given statistics with tensor operations; the specification."""
-        z = (x - offset) / scale
-        by_channel = self.codes(z).transpose(0, 1).reshape(z.shape[1], -1)
-        q = self.levels.gather(1, by_channel).view(z.shape[1], z.shape[0], *z.shape[2:])
-        return q.transpose(0, 1) * scale + offset
+        return _of_channel(self.levels, self.codes((x - offset) / scale)) * scale + offset
 
 
 class DynamicUniformQuantizer(ActivationQuantizer):

@@ -1,4 +1,4 @@
-"""The command line: upscale, compare, quantize, fetch, bench, run."""
+"""The command line: upscale, compare, quantize, export, fetch, bench, run."""
 
 import argparse
 import os
@@ -91,6 +91,16 @@ def _parser():
     quantize.add_argument(
         "--out", required=True, metavar="FILE", help="file to write, .safetensors"
     )
+
+    export = command(
+        "export",
+        _export,
+        "write a float or quantized network to an ONNX file",
+        "dfsq export --model edsr-x2 --bits 4 --out edsr4.onnx",
+    )
+    _network_options(export)
+    _quantized_option(export)
+    export.add_argument("--out", required=True, metavar="FILE", help="file to write, .onnx")
 
     fetch = command(
         "fetch",
@@ -329,6 +339,26 @@ def _quantize(options):
     _writable_folder(target.parent)
     model = _quantized(options, config, _float_network(options))
     save(model, target)
+    print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
+
+
+def _export(options):
+    from . import export, load
+
+    config = _config(options)
+    target = Path(options.out)
+    if target.suffix != ".onnx":
+        raise ValueError(f"--out must be an .onnx file, not {options.out!r}")
+    try:
+        export.check_installed()
+    except ModuleNotFoundError as error:
+        raise ValueError(error) from None
+    _writable_folder(target.parent)
+    model = _float_network(options)
+    model = (
+        load(options.quantized, model) if options.quantized else _quantized(options, config, model)
+    )
+    export.export_onnx(model, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -12,6 +12,7 @@ import dfsq
 from dfsq.cli import main
 from dfsq.sr.models.edsr import EDSR
 from dfsq.sr.zoo import WEIGHTS_FOLDER
+from dfsq.study.yardstick import OnnxNetwork
 
 QUICK = ["--crops", "1"]
 
@@ -150,6 +151,25 @@ def test_two_images_of_one_name(photo, folder, capsys):
     (folder / "sub").mkdir()
     (folder / "sub" / "photo.png").write_bytes(photo.read_bytes())
     assert "two images are called photo" in error(capsys, "upscale", photo, "sub/photo.png")
+
+
+def test_export(tiny, folder, capsys, monkeypatch):
+    assert main(["quantize", "--bits", "3", "--out", "q.safetensors"]) == 0
+    for out, options in (("a", ["--quantized", "q.safetensors"]), ("b", ["--bits", "3"])):
+        assert main(["export", "--out", f"{out}.onnx", *options]) == 0
+        assert f"{out}.onnx" in capsys.readouterr().out
+    x = torch.rand(1, 3, 24, 32)
+    a, b = (OnnxNetwork(f"{name}.onnx", 2)(x) for name in "ab")
+    assert torch.equal(a, b)
+    assert (a - dfsq.load("q.safetensors", tiny)(x)).abs().mean() < 1e-5
+    before = sorted(folder.iterdir())
+    assert "must be an .onnx file, not 'c.pt'" in error(capsys, "export", "--out", "c.pt")
+    (folder / "file").write_text("")
+    assert "cannot write to file" in error(capsys, "export", "--out", "file/c.onnx")
+    (folder / "file").unlink()
+    monkeypatch.setattr("dfsq.export.find_spec", lambda name: None)
+    assert "pip install 'dfsq[onnx]'" in error(capsys, "export", "--out", "c.onnx")
+    assert sorted(folder.iterdir()) == before
 
 
 def test_compare(tiny, photo, folder, capsys):
