@@ -61,7 +61,7 @@ def export_onnx(model, path, *, channels=3):
     """Write a network to an ONNX file, float or quantized.
 
     The file's one input, ``input``, is a float32 map of shape (batch, channels, height, width), its
-    output ``output``; batch, height and width are free. The networks of :mod:`dfsq.sr` take and
+    output ``output``; batch, height and width are free. The networks of ``dfsq.sr`` take and
     give RGB in 0..1. How the network was quantized is in the file's metadata, as ``dfsq.config``.
 
     Parameters
