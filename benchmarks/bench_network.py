@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within 
 #: The first, at most so many times the second; of several the fastest.
 RATIOS = [
     (("quantizer by look-up",), ("quantizer by broadcast argmin",), 1 / 20),
+    (("quantizer by look-up",), ("quantizer by broadcast argmin, channel by channel",), 1 / 20),
     (("calibration",), ("float pass over the calibration images",), 3.0),
     (("quantized network",), EAGER, 2.5),
     (("quantized network, compiled",), EAGER + COMPILED, 1.75),
@@ -59,24 +60,40 @@ def maps():
     return torch.from_numpy(generator.laplace(size=(1, 64, 192, 192)).astype(np.float32))
 
 
-def argmin_quantizer(points):
+def argmin_quantizer(points, by_channel):
+    """Tensor operations throughout, with all distances of a map at once or of a channel.
+
+    The latter stay within the cache.
+    """
+    points = torch.from_numpy(np.stack(points)).float()
+
+    def nearest(z, own):
+        return own.expand(*z.shape, -1).gather(
+            -1, (z[..., None] - own).abs().argmin(-1, keepdim=True)
+        )[..., 0]
+
     def quantize(x):
-        z, offset, scale = center_max(x)
-        result = torch.empty_like(z)
-        for c, own in enumerate(points):  # by channel, or the distances do not fit into memory
-            own = torch.from_numpy(own).float()
-            result[:, c] = own[(z[:, c, ..., None] - own).abs().argmin(-1)]
-        return result * scale + offset
+        offset = x.mean((2, 3), keepdim=True, dtype=torch.float64).float()
+        scale = (x - offset).abs().amax((2, 3), keepdim=True) + 1e-8
+        z = (x - offset) / scale
+        if by_channel:
+            q = torch.stack([nearest(z[:, c], own) for c, own in enumerate(points)], 1)
+        else:
+            q = nearest(z, points[:, None, None])
+        return q * scale + offset
 
     return quantize
 
 
-@pytest.mark.parametrize("how", ["look-up", "broadcast argmin"])
+@pytest.mark.parametrize(
+    "how", ["look-up", "broadcast argmin", "broadcast argmin, channel by channel"]
+)
 def test_quantizer(measure, maps, how):
     channels = center_max(maps)[0][0].flatten(1).numpy()
     points = [found.points for found in dfsq.select_channels(channels, 4)]
-    plain, looked_up = argmin_quantizer(points), CodebookQuantizer(points)
-    function = looked_up if how == "look-up" else plain
+    looked_up = function = CodebookQuantizer(points)
+    if how != "look-up":
+        function = argmin_quantizer(points, by_channel="channel" in how)
     found = measure(f"quantizer by {how}", lambda: function(maps), 20)
     # distances are rounded, a table is not
     assert (found == looked_up(maps)).float().mean() > 0.9999

@@ -8,7 +8,9 @@ float32, and it is no faster than the float network's.
 Given the same input, a quantized layer gives the same codes in ONNX Runtime as in PyTorch, and an
 output equal to 1e-5. A deep network as a whole does not: convolutions are summed in another order,
 a sum that differs in its last bit may cross a threshold, and a changed code moves the statistics
-of the layers behind it. Two memory layouts within PyTorch differ just as much.
+of the layers behind it. In 4 bits EDSR-baseline's output on the embedded photographs, in 0..1,
+differs by up to 0.03, on average by 0.001, and its PSNR by less than 0.01 dB. PyTorch differs as
+much from itself between the contiguous and the channels-last layout.
 """
 
 import copy
@@ -59,7 +61,7 @@ def export_onnx(model, path, *, channels=3):
     """Write a network to an ONNX file, float or quantized.
 
     The file's one input, ``input``, is a float32 map of shape (batch, channels, height, width), its
-    output ``output``; batch, height and width are free. The networks of :mod:`dfsq.sr` take and
+    output ``output``; batch, height and width are free. The networks of ``dfsq.sr`` take and
     give RGB in 0..1. How the network was quantized is in the file's metadata, as ``dfsq.config``.
 
     Parameters
@@ -86,9 +88,11 @@ def export_onnx(model, path, *, channels=3):
     A graph neither warns nor raises. In place of the errors of the quantizers, an image that holds
     NaN or infinity gives an output of NaN throughout.
 
-    A quantized network as a whole agrees with PyTorch's as well as PyTorch does with itself in
-    another memory layout, see :mod:`dfsq.export`: single pixels may differ visibly in numbers, the
-    PSNR by less than 0.01 dB.
+    A quantized layer agrees with PyTorch's to 1e-5, given the same input. A deep quantized network
+    as a whole agrees only as well as PyTorch does with itself in another memory layout, since
+    sums that differ in their last bit change codes. EDSR-baseline in 4 bits differs on the
+    embedded photographs by up to 0.03 in single values of 0..1, by 0.001 on average, and by less
+    than 0.01 dB in PSNR. A float network agrees to 1e-5.
     """
     check_installed()
     from onnxscript.optimizer import fold_constants, remove_unused_nodes

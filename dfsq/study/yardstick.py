@@ -106,7 +106,7 @@ def int8_psnr(model, images, pairs):
     model : nn.Module
         A float network with an attribute ``scale``.
     images : sequence
-        Calibration images, such as :func:`dfsq.sr.calibration_crops` gives.
+        Calibration images, such as :func:`dfsq.sr.datasets.calibration_crops` gives.
     pairs : list of dfsq.sr.datasets.ImagePair
 
     Returns
