@@ -94,14 +94,21 @@ def _measure(x, low, high, mean):
 
 @njit(parallel=True, cache=True)
 def _look_up(x, offset, scale, table, levels, out):
-    channels = x.shape[1]
+    channels, pixels = x.shape[1], x.shape[2]
+    low, high = np.int32(0), np.int32(4095)
     for plane in prange(x.shape[0] * channels):
         n, c = plane // channels, plane % channels
         o, s = offset[n, c], scale[n, c]
-        for i in range(x.shape[2]):
+        # what each cell becomes, once for all pixels where there are more of these than cells
+        whole = pixels > 4096
+        values = np.empty(4096 if whole else 0, np.float32)
+        for cell in range(len(values)):
+            values[cell] = levels[c, table[c, cell]] * s + o
+        for i in range(pixels):
             z = (x[n, c, i] - o) / s
-            cell = int(np.floor(z * np.float32(2048.0))) + 2048
-            out[n, c, i] = levels[c, table[c, min(max(cell, 0), 4095)]] * s + o
+            cell = np.int32(np.floor(z * np.float32(2048.0))) + np.int32(2048)
+            cell = min(max(cell, low), high)
+            out[n, c, i] = values[cell] if whole else levels[c, table[c, cell]] * s + o
 
 
 def _planes(x):

@@ -141,10 +141,11 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize("size", [(17, 11), (70, 61)], ids=["fewer than cells", "more"])
 @pytest.mark.parametrize(("bits", "channels"), [(2, 1), (2, 7), (8, 3)])
-def test_one_pass_is_the_reference_bit_for_bit(bits, channels, non_negative, layout):
+def test_one_pass_is_the_reference_bit_for_bit(bits, channels, size, non_negative, layout):
     generator = np.random.default_rng(bits)
-    x = LAYOUTS[layout](random_maps((2, channels, 17, 11), generator, non_negative))
+    x = LAYOUTS[layout](random_maps((2, channels, *size), generator, non_negative))
     points = random_points(channels, 2**bits, generator)
     quantizer = CodebookQuantizer(points, non_negative=non_negative)
     before = x.clone()
