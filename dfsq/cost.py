@@ -119,9 +119,9 @@ def storage(model):
         values where it is not quantized; ``inputs``, the inputs' codebooks; ``bias``; ``total``;
         ``float``, what the layer takes in float.
     """
+    summary(model)  # refuses other networks
     rows = []
-    for layer in range(len(summary(model))):
-        report = model.quantization.layers[layer]
+    for report in model.quantization.layers:
         conv = model.get_submodule(report.layer)
         _, parts = layer_parts(conv, model.quantization.config, report)
         sizes = {name: 8 * _bytes(part) for name, part in parts.items()}

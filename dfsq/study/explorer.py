@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..calibration import calibrate
-from ..convert import Config
+from ..config import Config
 from ..selection import select
 from ..sr import calibration_crops, load_model
 from ..universal import universal_set

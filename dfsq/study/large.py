@@ -29,7 +29,8 @@ def convolved_in_strips(model):
     """Within the context, convolutions of stride 1 take a few rows at a time.
 
     The same values as otherwise, up to the order of the sums, without copies of whole maps:
-    convolutions need one of the layout they work in, a quantizer one of its output.
+    convolutions need one of the layout they work in, a quantizer one of its output. Quantizers
+    without a codebook, which are controls only, still take whole maps.
     """
     convs = [
         module
@@ -101,8 +102,8 @@ def upscale_large(model, lr):
 
     Notes
     -----
-    EDSR holds four maps of its body at a time, float32: 1 KiB for each input pixel with 64
-    features, 12 GB for 12 megapixels; everything else together is under a GB.
+    EDSR holds four maps of its body at a time, in float32: 1 KiB for each input pixel with 64
+    features, 12 GB for 12 megapixels. All else is small beside that.
     """
     parameter = next(model.parameters())
     height, width = lr.shape[:2]
