@@ -112,6 +112,15 @@ def codebooks(histogram, channel, selections, universal):
     return figure
 
 
+def _log_axis(axis, which):
+    """Logarithmic in x or y, with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set(**{f"{which}scale": "log"})
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks.set_minor_locator(NullLocator())
+
+
 def _bits_axis(axis, bits):
     axis.xaxis.set_major_locator(FixedLocator(sorted(set(bits))))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -136,10 +145,7 @@ def error_ratios(table):
             palette={m: color(m) for m in methods}, hue_order=methods,
         )  # fmt: skip
         axis.axhline(1, color=BLUE, lw=1.5)
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        _log_axis(axis, "y")
         axis.set_title(layer)
         axis.set_xlabel("bits")
         axis.set_ylabel("squared error / exact optimum\n(lower is better)")
@@ -364,10 +370,7 @@ def losses_by_bits(table):
                 part.bits, part.loss, marker=MARKERS.get(method, "o"), color=color(method),
                 label=method,
             )  # fmt: skip
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        _log_axis(axis, "y")
         axis.set_title(dataset)
         _bits_axis(axis, table.bits)
         axis.label_outer()
@@ -403,10 +406,7 @@ def losses_by_method(table):
                 shade = color(method.removesuffix("-w").removesuffix("-a"))
                 axis.plot([row.low, row.high], [place, place], color=shade, lw=2, alpha=0.5)
                 axis.plot(row.loss, place, MARKERS.get(method, "o"), color=shade, ms=7)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        _log_axis(axis, "x")
         axis.set_yticks(range(len(methods)), list(reversed(methods)))
         axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_title(dataset)
@@ -651,10 +651,7 @@ def pareto(table, named):
                 row.operations, row.error, markers[row.name], color=palette[row.name],
                 ms=14 if markers[row.name] == "*" else 10, mec="white", label=row.name,
             )  # fmt: skip
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        _log_axis(axis, "y")
         axis.set_title(panel)
         axis.set_xlabel("shifts and additions a multiplication\n(fewer is better)")
     axes[0, 0].set_ylabel("squared error / that of DFSQ's set\n(lower is better)")
@@ -692,10 +689,7 @@ def cost_ranges(table):
         middle = 100 * np.sqrt(part["least"] * part["most"])
         axis.plot(middle, y, "so^vD"[i % 5], color=palette[scheme], ms=7, label=scheme)
     axis.axvline(100, color=BLACK, lw=1.3, ls=":")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_locator(NullLocator())
+    _log_axis(axis, "x")
     axis.set_xlabel("% of the float network's (lower is better)")
     axis.set_yticks(range(len(costs)), costs)
     axis.set_ylim(len(costs) - 0.5, -0.5)
