@@ -15,14 +15,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features, residual_scale):
         super().__init__()
-        self.body = nn.Sequential(_conv(features, features), nn.ReLU(), _conv(features, features))
+        self.body = nn.Sequential(
+            _conv(features, features), nn.ReLU(inplace=True), _conv(features, features)
+        )
         self.residual_scale = residual_scale
 
     def forward(self, x):
         residual = self.body(x)
         if self.residual_scale != 1:
-            residual = residual * self.residual_scale
-        return x + residual
+            residual *= self.residual_scale
+        residual += x  # in place: on a large photograph every map counts
+        return residual
 
 
 class EDSR(nn.Module):
@@ -74,7 +77,9 @@ class EDSR(nn.Module):
     def features(self, x):
         """All but the upsampler: maps of the input's size."""
         x = self.head((x - self.mean) * self.value_range)
-        return x + self.body(x)
+        features = self.body(x)
+        features += x
+        return features
 
     def reconstruct(self, features):
         """The upsampler, which sees a pixel's neighbourhood only."""
