@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes, of which most are torch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev,onnx]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,dev]'
 	@touch $@
 
 book: $(INSTALLED) ## Run the notebooks that changed and build the book into _build/html

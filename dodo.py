@@ -122,7 +122,7 @@ import sys
 
 if "google.colab" in sys.modules:
     !git clone --quiet --depth 1 {address} /content/study
-    %pip install --quiet --editable /content/study myst-nb
+    %pip install --quiet --editable '/content/study[onnx]' myst-nb
     sys.path.insert(0, "/content/study")"""
 
 

@@ -68,12 +68,15 @@ def test_environment_agrees_with_pyproject(repository, project):
     there = specifiers([*conda, *last["pip"]])
     there = {NAMES_IN_CONDA.get(name, name): pins for name, pins in there.items()}
     extras = project["optional-dependencies"]
-    assert there == specifiers(project["dependencies"] + extras["book"])
+    book = [name for name in extras["book"] if name != "dfsq[onnx]"] + extras["onnx"]
+    assert there == specifiers(project["dependencies"] + book)
 
 
 def test_constraints_satisfy_pyproject(project, pins):
     for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
         for requirement in map(Requirement, requirements):
+            if requirement.name == "dfsq":  # an extra that another one takes in
+                continue
             pin = pins[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(pin, prereleases=True), requirement
 

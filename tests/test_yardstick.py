@@ -6,9 +6,8 @@ import torch
 
 import dfsq
 from dfsq.sr.models.edsr import EDSR
-from dfsq.study import yardstick
 from dfsq.study.benchmark import evaluate
-from dfsq.study.yardstick import OnnxNetwork, int8_onnx, int8_psnr
+from dfsq.study.yardstick import OnnxNetwork, int8_beside_float, int8_onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,12 +39,14 @@ def test_int8_is_per_channel_and_near_the_float_network(net, tmp_path):
         assert list(scale.dims) == [codes.dims[0]]
 
 
-def test_psnr_is_by_the_usual_protocol(net, monkeypatch):
-    pairs = dfsq.sr.load_dataset(limit=1)
-    monkeypatch.setattr(yardstick, "int8_onnx", lambda m, images, path: dfsq.export_onnx(m, path))
-    found, expected = int8_psnr(net, [], pairs), evaluate(net, pairs)
-    assert found.image.tolist() == expected.image.tolist()
-    assert found.psnr.tolist() == pytest.approx(expected.psnr.tolist(), abs=1e-3)
+def test_int8_beside_float(net):
+    pairs = dfsq.sr.load_dataset(limit=2)
+    table = int8_beside_float(net, torch.rand(2, 3, 32, 32), pairs, repeats=1)
+    assert table.index.tolist() == ["float", "int8"]
+    assert table.psnr["float"] == pytest.approx(evaluate(net, pairs).psnr.mean(), abs=1e-3)
+    assert 0 < abs(table.psnr["int8"] - table.psnr["float"]) < 3
+    assert table.time["float"] == 1
+    assert (table["size"] > 1000).all()
 
 
 def test_without_the_extra(net, tmp_path, monkeypatch):

@@ -6,14 +6,17 @@ a yardstick, **not** DFSQ, which keeps head and tail in float and takes its stat
 map.
 """
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
 import torch
 from torch import nn
 
 from ..calibration import as_batches
 from ..export import check_installed, export_onnx
+from ..sr.imaging import to_tensor
 from .benchmark import evaluate
 
 
@@ -98,8 +101,8 @@ def int8_onnx(model, images, path):
         )
 
 
-def int8_psnr(model, images, pairs):
-    """PSNR of ONNX Runtime's 8-bit network on photographs, by the protocol of every table.
+def int8_beside_float(model, images, pairs, repeats=3):
+    """ONNX Runtime's 8 bits and the float network in the same runtime, in quality, size and time.
 
     Parameters
     ----------
@@ -108,13 +111,32 @@ def int8_psnr(model, images, pairs):
     images : sequence
         Calibration images, such as :func:`dfsq.sr.datasets.calibration_crops` gives.
     pairs : list of dfsq.sr.datasets.ImagePair
+    repeats : int
+        Runs of each network on the first photograph, by turns, of which the fastest counts.
 
     Returns
     -------
     pandas.DataFrame
-        See :func:`dfsq.study.benchmark.evaluate`.
+        Rows ``float`` and ``int8``; columns ``psnr`` (dB, mean over the photographs by the protocol
+        of every table), ``size`` (of the file, bytes) and ``time`` (over the float network's).
     """
+    rows, networks = {}, {}
+    x = to_tensor(pairs[0].lr)
     with TemporaryDirectory(prefix="dfsq-") as folder:
-        path = Path(folder) / "int8.onnx"
-        int8_onnx(model, images, path)
-        return evaluate(OnnxNetwork(path, model.scale), pairs)
+        for kind, write in (
+            ("float", lambda path: export_onnx(model, path)),
+            ("int8", lambda path: int8_onnx(model, images, path)),
+        ):
+            path = Path(folder) / f"{kind}.onnx"
+            write(path)
+            network = networks[kind] = OnnxNetwork(path, model.scale)
+            size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+            psnr = evaluate(network, pairs).psnr.mean()  # and what is done once only is not timed
+            rows[kind] = {"psnr": psnr, "size": size, "time": float("inf")}
+        for _ in range(repeats):
+            for kind, network in networks.items():
+                start = time.perf_counter()
+                network(x)
+                rows[kind]["time"] = min(rows[kind]["time"], time.perf_counter() - start)
+    table = pd.DataFrame(rows).T
+    return table.assign(time=table.time / table.time["float"])
