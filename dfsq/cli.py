@@ -22,6 +22,10 @@ def main(arguments=None):
 
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exit would fail again
+        return 1
     except (ValueError, OSError, NotebookError) as error:
         print(f"dfsq: error: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,8 @@
 """The command line: results, and one-line errors that leave nothing behind."""
 
+import subprocess
+import sys
+
 import nbformat
 import numpy as np
 import pandas as pd
@@ -294,3 +297,11 @@ def quantize(model, images, bits, seed):
     assert "mine.py:quantize must return a network (nn.Module), not int" in error(
         capsys, *arguments
     )
+
+
+def test_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-m", "dfsq.cli", "fetch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (1, b"")
