@@ -234,6 +234,15 @@ class CodebookQuantizer(ActivationQuantizer):
     If all thresholds lie on the 2^-11 grid, as for every subset of a dyadic universal set, the
     code is read from a table by ``clamp(floor(2048 z) + 2048, 0, 4095)``, which is exact.
     Otherwise the thresholds, rounded to float32, are searched.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dfsq.activations import CodebookQuantizer
+    >>> quantizer = CodebookQuantizer([[-1.0, 0.0, 0.5]])
+    >>> x = torch.linspace(-3, 1, 64).reshape(1, 1, 8, 8)  # its mean is -1, its largest distance 2
+    >>> quantizer(x).unique()
+    tensor([-3., -1.,  0.])
     """
 
     def __init__(self, points, thresholds=None, non_negative=False, layer=""):
@@ -376,6 +385,13 @@ def static_range(values, bits, method, percentile=99.9):
     Returns
     -------
     low, high : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfsq.activations import static_range
+    >>> static_range(np.array([-0.5, 0.25, 1.0, 8.0]), 4, "minmax")
+    (-0.5, 8.0)
     """
     values = np.asarray(values, dtype=np.float32)
     low, high = float(values.min()), float(values.max())

@@ -43,6 +43,14 @@ def allocate(errors, sizes, bits):
     ------
     ValueError
         For a budget below 1 bit, or arrays that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfsq.budget import allocate
+    >>> errors = np.array([[9, 4, 3, 2.5], [90, 40, 20, 10]])  # with 1, 2, 3 and 4 points
+    >>> allocate(errors, np.array([1, 1]), 1.5)
+    array([2, 4])
     """
     errors, sizes = np.asarray(errors, dtype=float), np.asarray(sizes, dtype=float)
     if errors.ndim != 2 or errors.shape[1] < 2 or sizes.shape != errors.shape[:1]:

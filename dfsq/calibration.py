@@ -154,6 +154,14 @@ def as_batches(images):
     images : sequence
         uint8 arrays of shape (H, W, C) or (H, W), or float tensors of shape (C, H, W) or
         (N, C, H, W); a single float tensor of shape (N, C, H, W) will do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfsq.calibration import as_batches
+    >>> images = [np.zeros((8, 6, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+    >>> [tuple(batch.shape) for batch in as_batches(images)]
+    [(1, 3, 8, 6), (1, 3, 4, 4)]
     """
     batches = []
     for i, image in enumerate(images):

@@ -44,6 +44,14 @@ def operations(model, height, width):
         ``weights``, numbers of values; ``input_bits`` and ``weight_bits``, mean bits of one value,
         ``log2`` of a channel's number of points; ``moved``, bits of inputs, weights and dynamic
         scales, each read once; ``statistics``, operations on inputs for dynamic normalization.
+
+    Examples
+    --------
+    >>> import dfsq
+    >>> from dfsq import cost
+    >>> net = dfsq.sr.load_model("edsr-x2")
+    >>> int(cost.operations(net, 360, 640).set_index("layer").macs["body.0.body.0"])
+    8493465600
     """
     fixed = {
         name: (_input_bits(module), _weight_bits(module), _is_dynamic(module))
@@ -240,6 +248,17 @@ def energy(counts, picojoules):
     ------
     ValueError
         If an operation has no energy, or the bounds are the wrong way round.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from dfsq import cost
+    >>> counts = pd.DataFrame(
+    ...     {"part": ["products"], "count": [10**12], "least": ["add-8"], "most": ["multiply-8"]}
+    ... )
+    >>> cost.energy(counts, {"add-8": 0.03, "multiply-8": 0.2})[["part", "least", "most"]]
+           part  least  most
+    0  products   0.03   0.2
     """
     known = {"none": 0.0, **picojoules}
     missing = sorted({*counts["least"], *counts["most"]} - set(known))

@@ -39,6 +39,17 @@ def pack(digits, base):
     [33, 15]
     >>> unpack(pack([1, 0, 2, 2, 1], 3), 5, 3).tolist()
     [1, 0, 2, 2, 1]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfsq.packing import pack, packed_bytes, unpack
+    >>> codes = np.array([0, 1, 2, 2, 1])
+    >>> packed = pack(codes, 3)
+    >>> len(packed) == packed_bytes(5, 3)
+    True
+    >>> unpack(packed, 5, 3)
+    array([0, 1, 2, 2, 1])
     """
     digits = np.asarray(digits).ravel()
     if digits.size and not 0 <= digits.min() <= digits.max() < base:

@@ -38,6 +38,20 @@ def save(model, path):
         Made by :func:`quantize`.
     path : path
         Of the safetensors file; it is replaced only once the new one is complete.
+
+    Examples
+    --------
+    >>> import tempfile, torch, dfsq
+    >>> net = dfsq.sr.load_model("edsr-x2")
+    >>> images = dfsq.sr.calibration_crops(scale=2, count=2, size=32)
+    >>> config = dfsq.Config.preset("dfsq-points", 4, layers=("body.0.body.*",))
+    >>> qnet = dfsq.quantize(net, images, config, progress=False)
+    >>> x = torch.rand(1, 3, 16, 16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dfsq.save(qnet, f"{folder}/edsr4.safetensors")
+    ...     again = dfsq.load(f"{folder}/edsr4.safetensors", net)
+    >>> torch.equal(again(x), qnet(x))
+    True
     """
     summary(model)  # refuses other networks
     path = Path(path)

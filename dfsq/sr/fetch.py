@@ -32,7 +32,14 @@ def registry():
 
 
 def groups():
-    """Names of what can be fetched: folders of images, and single files of weights."""
+    """Names of what can be fetched: folders of images, and single files of weights.
+
+    Examples
+    --------
+    >>> from dfsq.sr.fetch import groups
+    >>> {"Set5", "Set14", "B100", "Urban100"} <= set(groups())
+    True
+    """
     names = (f if f.startswith("weights/") else f.rsplit("/", 1)[0] for f in registry().index)
     return tuple(dict.fromkeys(names))
 

@@ -62,6 +62,13 @@ def upscale_photograph(model, image, how=upscale):
     -------
     PIL.Image.Image
         In mode L, LA, RGB or RGBA.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from dfsq.sr.upscaling import Bicubic, upscale_photograph
+    >>> upscale_photograph(Bicubic(4), Image.new("L", (48, 32))).size
+    (192, 128)
     """
     image = ImageOps.exif_transpose(image)
     transparent = image.has_transparency_data

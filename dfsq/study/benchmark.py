@@ -165,6 +165,13 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
         Of the attributes of :class:`Cell`.
     limit, **others
         The same for all cells.
+
+    Examples
+    --------
+    >>> from dfsq.study.benchmark import grid
+    >>> cells = grid(["edsr-x2"], ["Set5", "Set14"], ["float", "dfsq", "dfsq-exact"], [4, 3])
+    >>> len(cells)
+    10
     """
     cells = []
     for model, method, width, seed, dataset in product(models, methods, bits, seeds, datasets):

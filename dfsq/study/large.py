@@ -125,6 +125,14 @@ def upscale_large(model, lr):
     -----
     EDSR holds three maps of its body at a time, in float32: 768 bytes for each input pixel with 64
     features, 9.2 GB for 12 megapixels. All else is small beside that.
+
+    Examples
+    --------
+    >>> import dfsq
+    >>> from dfsq.study.large import upscale_large
+    >>> photograph = dfsq.sr.photograph("astronaut")[:32, :48]
+    >>> upscale_large(dfsq.sr.load_model("edsr-x2"), photograph).shape
+    (64, 96, 3)
     """
     parameter = next(model.parameters())
     height, width = lr.shape[:2]

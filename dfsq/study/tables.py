@@ -137,6 +137,14 @@ def interval(values, level=0.95):
     Returns
     -------
     low, high : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfsq.study.tables import interval
+    >>> low, high = interval(np.array([0.10, 0.12, 0.11, 0.30]))
+    >>> low < 0.1575 < high
+    True
     """
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
