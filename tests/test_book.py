@@ -257,6 +257,17 @@ def test_figures_are_captioned_and_numbered(name):
         assert len(caption) > 30, what
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_figures_open_at_full_size(visit, name):
+    page = visit(name)
+    page.set_viewport_size({"width": 390, "height": 844})
+    for image in page.locator(".bd-article figure img").all():
+        link = image.locator("xpath=ancestor::a")
+        assert link.count() == 1, image.get_attribute("alt")
+        if link.get_attribute("class") == "full-size":
+            assert link.get_attribute("href") == image.evaluate("image => image.src")
+
+
 def test_figure_numbers_are_distinct():
     numbers = [
         number.get_text(strip=True)
