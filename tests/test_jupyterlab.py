@@ -58,7 +58,7 @@ part = rows[(rows.dataset == "a") & rows.method.isin(["dfsq", "sq"])]
 interactive.show(interactive.psnr_by_bits(part, {"float": 33, "bicubic": 30}), "lines")""",
     "distributions": 'widgets.distributions(maps, ["astronaut", "coffee", "chelsea"])',
     "selection": "widgets.selection(calibration)",
-    "crops": "widgets.crops(images, 2, box=(9, 9, 32))",
+    "crops": "widgets.crops(images, (9, 9, 32), 2, 90)",
     "psnr_by_bits": "widgets.psnr_by_bits(rows)",
 }
 
@@ -197,7 +197,7 @@ def test_plotly_figures_are_drawn(page, cell, name):
         (
             "crops",
             ["result", "x", "y", "size"],
-            [("select", 0, "2 bits"), ("slider", 0), ("slider", 1), ("slider", 2)],
+            [("select", 0, "4 bits"), ("slider", 0), ("slider", 1), ("slider", 2)],
         ),
         (
             "psnr_by_bits",

@@ -158,7 +158,7 @@ def test_points_are_selected_again(shown, network, images):
 
 
 def test_a_square_is_moved_and_stays_inside(shown, results):
-    widget = widgets.crops(results, 2, box=(28, 3, 8))
+    widget = widgets.crops(results, (28, 3, 8), 2, 24)
     controls = named(widget)
     assert list(controls) == ["result", "x", "y", "size"]
     assert controls["result"].options == ("bicubic", "4 bits", "2 bits")
@@ -180,7 +180,7 @@ def test_a_square_is_moved_and_stays_inside(shown, results):
 
 def test_an_image_smaller_than_the_square(shown, results):
     small = {name: image[:5, :7] for name, image in results.items()}
-    controls = named(widgets.crops(small, 1))
+    controls = named(widgets.crops(small, (0, 0, 72), 1, 24))
     assert [(controls[n].value, controls[n].max) for n in ("x", "y", "size")] == [
         (0, 2), (0, 0), (5, 5),
     ]  # fmt: skip

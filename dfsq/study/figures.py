@@ -543,7 +543,7 @@ def ridges(values, channels, images):
             for image, shade in zip(range(len(images)), cycle(shades), strict=False):
                 share = np.histogram(maps[image, channel], edges)[0] / maps.shape[2]
                 axis.stairs(share, edges, color=shade, lw=1.3, label=images[image])
-                axis.stairs(share, edges, color=shade, alpha=0.15, fill=True)
+                axis.stairs(share, edges, color=shade, alpha=0.45 / len(images), fill=True)
             axis.set_yscale("log")
             axis.set_ylim(0.5 / maps.shape[2], 1.5)
             axis.yaxis.set_minor_locator(NullLocator())

@@ -176,7 +176,7 @@ def flip(images, box, reference, most):
     ]
     # Short of the edges, so that half of the first and of the last label have room there.
     slider = {"steps": steps, "pad": {"t": 20}, "x": 0.03, "len": 0.94}
-    figure.update_layout(**LAYOUT, height=400, sliders=[slider])
+    figure.update_layout(**LAYOUT, height=480, sliders=[slider])
     return figure
 
 

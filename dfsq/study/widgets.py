@@ -94,17 +94,17 @@ def selection(calibration, *, seed=0):
     return _explorer(controls, draw)
 
 
-def crops(results, border, *, box=(0, 0, 72), most=24):
+def crops(results, box, border, most):
     """Controls for a result and a square, and the square beside float, with the error's map.
 
     Parameters
     ----------
     results : dict of str to uint8 array, shape (H, W, 3)
-        By name: ``original``, ``float``, and those to choose from.
-    border : int
-        Pixels shaved off each side for PSNR; the protocol takes the scale.
+        By name: ``original``, ``float``, and those to choose from, the last of them shown first.
     box : (x, y, size)
         The square shown first, in pixels; moved into the image where it reaches beyond.
+    border : int
+        Pixels shaved off each side for PSNR; the protocol takes the scale.
     most : float
         Error in grey levels that is drawn in the darkest colour.
 
@@ -117,7 +117,7 @@ def crops(results, border, *, box=(0, 0, 72), most=24):
     psnr = {name: psnr_y(results[name], original, border) for name in results if name != "original"}
     largest = min(height, width)
     size = _slider("size", min(box[2], largest), min(8, largest), largest)
-    x, y = _slider("x", box[0], 0, 0), _slider("y", box[1], 0, 0)
+    x, y = _slider("x", 0, 0, 0), _slider("y", 0, 0, 0)
 
     def fit_place(_=None):
         x.max, y.max = width - size.value, height - size.value
@@ -126,7 +126,8 @@ def crops(results, border, *, box=(0, 0, 72), most=24):
     fit_place()
     x.value, y.value = box[:2]
     options = [name for name in psnr if name != "float"]
-    controls = {"result": _dropdown("result", options), "x": x, "y": y, "size": size}
+    result = _dropdown("result", options, value=options[-1])
+    controls = {"result": result, "x": x, "y": y, "size": size}
 
     def draw(result, x, y, size):
         shown = {name: results[name] for name in ("float", result)}
