@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import dfsq
 from dfsq import selection
@@ -203,29 +202,6 @@ def test_channels_reach_from_the_emptiest_to_the_fullest():
         histogram.count[channel, :cells] = 1
     assert explorer.channels_of(histogram, 3) == [1, 2, 4]
     assert explorer.channels_of(histogram, 9) == [0, 1, 2, 3, 4]
-
-
-def test_widget_selects_again():
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(5, 2, 3)
-    )
-    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    calibration = dfsq.calibrate(network, images, dfsq.Config(), progress=False)
-    layer, channel, bits, words, errors, _ = explorer.widget(calibration).children
-    seen = {errors.value}
-    for control, value in ((bits, 2), (words, explorer.WORDS["SQ"]), (layer, "2"), (channel, 4)):
-        control.value = value
-        assert errors.value not in seen, control.description
-        seen.add(errors.value)
-    layer.value = "0"  # of three channels
-    assert channel.value == channel.max == 2
-    signed = not calibration.layers["0"].non_negative
-    best = dfsq.select(
-        calibration.layers["0"].histogram.only([2]),
-        2,
-        universal=dfsq.universal_set("sq", signed=signed),
-    )
-    assert f"exact: 4 points, mean squared error {best.sse / best.samples:.4g}" in errors.value
 
 
 # --- the page -----------------------------------------------------------------------------------

@@ -48,6 +48,18 @@ def test_what_is_shown_needs_no_network(table, monkeypatch):
     assert drawn["config"]["responsive"]
 
 
+def test_on_colab_plotly_shows_the_figure_itself(table, monkeypatch):
+    shown = []
+    monkeypatch.setattr(interactive.pio.renderers, "default", "colab")
+    monkeypatch.setattr(interactive, "display", lambda *_, **__: pytest.fail("drawn by no one"))
+    monkeypatch.setattr(
+        interactive.go.Figure, "show", lambda figure, **options: shown.append((figure, options))
+    )
+    figure = interactive.heat_map(table, "unit", text="%{z}")
+    interactive.show(figure, "a map of values")
+    assert shown == [(figure, {"config": interactive.CONFIG})]
+
+
 def test_a_step_of_the_slider_shows_one_crop_and_its_error():
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (20, 30, 3), np.uint8) for name in ("float", "4", "2")}

@@ -1,5 +1,6 @@
 """The project's own files agree with each other, and the notebooks keep their conventions."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -199,3 +200,24 @@ def test_notebooks_guard_their_parameters(repository):
         assert tags.count(True) == 1, path.name
         guard = cells[tags.index(True) + 1].source
         assert "guard(globals())" in guard, f"{path.name}: guard the cell after the parameters"
+
+
+def test_no_import_hides_a_parameter(repository):
+    for path in each_notebook(repository):
+        names = {p.name for p in notebooks.parameters(path)}
+        for cell in code_cells(path):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    hidden = names & {alias.asname or alias.name for alias in node.names}
+                    assert not hidden, f"{path.name}: {cell.source}"
+
+
+def test_notebooks_with_controls_say_so_alike(repository):
+    asked = "interactive: bool = False  # show controls (needs a live kernel)"
+    for path in each_notebook(repository):
+        sources = [c.source for c in nbformat.read(path, as_version=4).cells]
+        shown = [source.startswith("if interactive:\n") for source in sources]
+        said = [source.startswith("## Try it\n") for source in sources]
+        declared = any(asked in source.splitlines() for source in sources)
+        assert shown[1:] == said[:-1], path.name
+        assert shown.count(True) == declared, path.name

@@ -1,7 +1,7 @@
 """What the book's selection explorer shows: a network's channels, as samples few enough to ship.
 
 The page computes by itself (``book/_static/selection.js``), from a script that holds histograms of
-some channels. :func:`widget` is the same with a live kernel.
+some channels. With a live kernel, :func:`dfsq.study.widgets.selection` is the same.
 """
 
 import json
@@ -11,9 +11,7 @@ import numpy as np
 
 from ..calibration import calibrate
 from ..config import Config
-from ..selection import select
 from ..sr import calibration_crops, load_model
-from ..universal import universal_set
 
 #: Steps of the grid that shipped samples lie on, in 1: each of 2048 cells holds 32 of them. Sums of
 #: such values, and of their squares, are exact in float64 for up to 2^21 samples a channel.
@@ -21,8 +19,6 @@ STEPS = 2**16
 _CELL = STEPS // 2048
 
 LAYERS = tuple(f"body.{block}.body.{part}" for block in (0, 7, 15) for part in (0, 2))
-#: Words of the universal set to choose from; three words would need cells of their own.
-WORDS = {"4 words": ("dfsq", 4), "2 words": ("dfsq", 2), "1 word": ("dfsq", 1), "SQ": ("sq", None)}
 
 
 def condensed(histogram, channel):
@@ -121,57 +117,3 @@ def write(path, networks=None):
     networks = [histograms()] if networks is None else networks
     text = json.dumps(networks, separators=(",", ":"))
     Path(path).write_text(f"globalThis.dfsqHistograms = {text};\n", encoding="utf-8")
-
-
-def widget(calibration, *, seed=0):
-    """Controls for layer, channel, bits and words, and the points selected; for a live kernel.
-
-    Parameters
-    ----------
-    calibration : Calibration
-        Its histograms on the dyadic grid.
-    seed : int
-        Of K-means.
-
-    Returns
-    -------
-    ipywidgets.VBox
-    """
-    import ipywidgets as widgets
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-
-    from . import figures
-
-    layers = calibration.layers
-    layer = widgets.Dropdown(options=list(layers), description="layer")
-    channel = widgets.IntSlider(0, 0, 0, description="channel", continuous_update=False)
-    bits = widgets.IntSlider(4, 2, 8, description="bits", continuous_update=False)
-    words = widgets.Dropdown(options=WORDS, description="universal set")
-    errors = widgets.HTML()
-
-    def fit_channels(_=None):
-        channel.max = layers[layer.value].histogram.channels - 1
-
-    def draw(layer, channel, bits, words):
-        seen = layers[layer]
-        universal = universal_set(*words, signed=not seen.non_negative)
-        one = seen.histogram.only([channel])
-        found = {
-            method: select(one, bits, method, universal, **options)
-            for method, options in (("kmeans-hist", {"seed": seed}), ("exact", {}))
-        }
-        samples = one.count.sum()
-        errors.value = "<br>".join(
-            f"{name}: {len(s.points)} points, mean squared error {s.sse / samples:.4g}"
-            for name, s in found.items()
-        )
-        figure = figures.codebooks(one, 0, found, universal)
-        display(figure)
-        plt.close(figure)
-
-    layer.observe(fit_channels, "value")
-    fit_channels()
-    controls = {"layer": layer, "channel": channel, "bits": bits, "words": words}
-    output = widgets.interactive_output(draw, controls)
-    return widgets.VBox([*controls.values(), errors, output])

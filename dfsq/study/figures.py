@@ -4,6 +4,8 @@ White background (it stays readable in dark mode), the colour-blind safe palette
 one colour a method wherever it appears, units and the better direction on every axis.
 """
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -429,7 +431,7 @@ def training_curve(log):
     return figure
 
 
-def comparison(images, box):
+def comparison(images, box, most=None):
     """A photograph with a box, the box's content in several images, and how the last two differ.
 
     Parameters
@@ -438,6 +440,8 @@ def comparison(images, box):
         Titles, with PSNR of the whole image, and images; the first is shown whole, with the box.
     box : (x, y, size)
         In pixels.
+    most : float, optional
+        Difference in grey levels that is drawn in the darkest colour; by default the largest.
     """
     x, y, size = box
     whole, *_, a, b = images.values()
@@ -460,7 +464,8 @@ def comparison(images, box):
         axis.imshow(image[inside], interpolation="nearest")
         axis.set_title(title, fontsize=11)
     difference = np.abs(a[inside].astype(float) - b[inside]).mean(axis=2)
-    shown = axes[-1].imshow(difference, cmap="magma_r", vmin=0, vmax=max(difference.max(), 1))
+    most = most or max(difference.max(), 1)
+    shown = axes[-1].imshow(difference, cmap="magma_r", vmin=0, vmax=most)
     axes[-1].set_title("difference of\nthe last two", fontsize=11)
     figure.colorbar(shown, cax=axes[-1].inset_axes([1.04, 0, 0.06, 1]), label="grey levels")
     return figure
@@ -523,21 +528,22 @@ def ridges(values, channels, images):
     values : dict of str to array, shape (images, channels, samples)
         By normalization; within [-1, 1], or [0, 1] behind a ReLU.
     channels, images : sequences of str
-        Their names.
+        Their names. The colours of more than eight images repeat.
     """
     figure, axes = plt.subplots(
-        len(channels), len(values), figsize=(11, 1.4 + 1.1 * len(channels)),
+        len(channels), len(values), figsize=(11, max(4.2, 1.4 + 1.1 * len(channels))),
         sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
+    shades = BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK
     signed = min(float(v.min()) for v in values.values()) < 0
     edges = np.linspace(-1 if signed else 0, 1, 65)
     for column, (name, maps) in zip(axes.T, values.items(), strict=True):
         column[0].set_title(name)
         for axis, channel in zip(column, range(len(channels)), strict=True):
-            for image, shade in zip(range(len(images)), (BLUE, ORANGE, GREEN, RED), strict=False):
+            for image, shade in zip(range(len(images)), cycle(shades), strict=False):
                 share = np.histogram(maps[image, channel], edges)[0] / maps.shape[2]
                 axis.stairs(share, edges, color=shade, lw=1.3, label=images[image])
-                axis.stairs(share, edges, color=shade, alpha=0.15, fill=True)
+                axis.stairs(share, edges, color=shade, alpha=0.45 / len(images), fill=True)
             axis.set_yscale("log")
             axis.set_ylim(0.5 / maps.shape[2], 1.5)
             axis.yaxis.set_minor_locator(NullLocator())

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 from IPython.display import display
 from PIL import Image
 from plotly.subplots import make_subplots
@@ -27,7 +28,8 @@ def show(figure, alt):
 
     Two forms are put out, and whoever shows the notebook takes the one that it knows. A page of
     the book takes the HTML, which holds the figure and not Plotly's script: the page loads that
-    once, from the book's own files. JupyterLab takes the JSON, which Plotly's extension draws.
+    once, from the book's own files. JupyterLab and VS Code take the JSON, which Plotly's extension
+    draws. Colab knows neither, so there Plotly shows the figure in its own way.
 
     Parameters
     ----------
@@ -36,6 +38,9 @@ def show(figure, alt):
     alt : str
         What the figure shows, for those who do not see it.
     """
+    if pio.renderers.default == "colab":  # Plotly has looked where it is
+        figure.show(config=CONFIG)
+        return
     drawn = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -169,7 +174,9 @@ def flip(images, box, reference, most):
         }
         for i, name in enumerate(crops)
     ]
-    figure.update_layout(**LAYOUT, height=400, sliders=[{"steps": steps, "pad": {"t": 20}}])
+    # Short of the edges, so that half of the first and of the last label have room there.
+    slider = {"steps": steps, "pad": {"t": 20}, "x": 0.03, "len": 0.94}
+    figure.update_layout(**LAYOUT, height=480, sliders=[slider])
     return figure
 
 
