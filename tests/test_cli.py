@@ -1,5 +1,10 @@
 """The command line: results, and one-line errors that leave nothing behind."""
 
+import os
+import random
+import subprocess
+import sys
+
 import nbformat
 import numpy as np
 import pandas as pd
@@ -326,6 +331,32 @@ def test_train_lowers_the_loss(photos, folder, capsys):
     assert table.loss.iloc[-1] < 0.8 * table.loss.iloc[0]
     assert main([*TRAIN, "--steps", "51"]) == 0
     assert "step 50 of 51" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_train_killed_and_resumed(photos, folder):
+    """A process killed at a random step: the loss curve of an unbroken run, to the last digit."""
+    arguments = [*TRAIN, "--float32", "--steps", "12", "--save-every", "3"]
+    command = [sys.executable, "-m", "dfsq.cli", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    at = random.SystemRandom().randrange(4, 12)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        assert any(line.startswith(f"step {at}/12 ") for line in run.stdout)
+        run.kill()
+    left = torch.load("runs/edsr-x2/checkpoint.pt", weights_only=True)["step"]
+    assert left >= at - 3, at  # no more than that is lost
+    for out in ("runs/edsr-x2", "unbroken"):
+        assert main([*arguments, "--out", out]) == 0
+    curves, states = [], []
+    for out in ("runs/edsr-x2", "unbroken"):
+        curves.append(pd.read_csv(f"{out}/log.csv", dtype=str).drop(columns="seconds"))
+        states.append(torch.load(f"{out}/checkpoint.pt", weights_only=True)["model"])
+    assert curves[0].equals(curves[1]), at
+    assert list(curves[0].step) == ["3", "6", "9", "12"]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()), at
 
 
 def test_train_and_publish(photos, folder, capsys, monkeypatch):

@@ -44,7 +44,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     Parameters
     ----------
     name : str
-        Of the recipe, see :data:`dfsq.study.recipes.RECIPES`.
+        Of the recipe, see :func:`dfsq.study.recipes.recipe`.
     run : path
         Folder of :func:`dfsq.study.training.train`.
     folder : path
@@ -152,7 +152,7 @@ def card(facts):
         "## Training",
         f"{facts['steps']:,} steps, {facts['hours']:g} hours on {device}, to "
         f"{facts['validation_psnr']:.2f} dB on held-out images. {_start(facts['initial'], recipe)}",
-        _table(("recipe", ""), [(f"`{field}`", value) for field, value in recipe.items()]),
+        _table(("recipe", "value"), [(f"`{field}`", value) for field, value in recipe.items()]),
         "## Data",
         _data(facts["data"]),
         "## Use and limits",

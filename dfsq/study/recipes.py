@@ -63,7 +63,7 @@ class Recipe:
     seed: int = 0
     first_step: int = 0  # steps that the initial weights have behind them
 
-    #: Fields that make the network, and those that training fills in itself.
+    # Fields that make the network, and those that no change by name can reach.
     NETWORK = ("network", "scale", "blocks", "features", "layers", "growth")
     NOT_CHOSEN = (*NETWORK, "precision", "first_step")
 
