@@ -26,7 +26,8 @@ LAUNCH_BRANCH = "launch"
 NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
 PACKAGE = sorted(Path("dfsq").rglob("*.py"))
 # The command line and the training change no notebook's result.
-CODE = [p for p in PACKAGE if p.name not in ("cli.py", "training.py")]
+TRAINING = ("recipes.py", "leaks.py", "patches.py", "training.py", "publishing.py")
+CODE = [p for p in PACKAGE if p.name not in ("cli.py", *TRAINING)]
 RESULTS = [EXPLORER, *(EXECUTED / path for path in NOTEBOOKS)]
 DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and p.name != ".lock")
 PAGES = sorted(p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
@@ -150,12 +151,13 @@ def stage():
     import nbformat
     import yaml
 
-    from dfsq.study import notebooks, status
+    from dfsq.study import notebooks, publishing, status
 
     address = repository(os.environ)
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree("book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree("data", STAGE / "data", ignore=shutil.ignore_patterns("*.safetensors"))
+    # Not the weights, nor the model cards, which become sections of a page below.
+    shutil.copytree("data", STAGE / "data", ignore=shutil.ignore_patterns("*.safetensors", "*.md"))
     shutil.copy(EXPLORER, STAGE / "book" / "_static")
     for path in SETTINGS:
         shutil.copy(path, STAGE)
@@ -170,6 +172,7 @@ def stage():
         nbformat.write(notebook, STAGE / path)
         tables.append(f"**{{doc}}`/notebooks/{path.stem}`**\n\n{notebooks.parameter_table(path)}\n")
     (STAGE / "book" / "_parameters.md").write_text("\n".join(tables))
+    (STAGE / "book" / "_networks.md").write_text(publishing.page())
     citation = yaml.safe_load(Path("CITATION.cff").read_text())
     (STAGE / "book" / "_citation.md").write_text(f"```bibtex\n{bibtex(citation, address)}\n```\n")
     executed = [EXECUTED / path for path in NOTEBOOKS]

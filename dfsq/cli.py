@@ -1,4 +1,4 @@
-"""The command line: upscale, compare, quantize, export, fetch, bench, run."""
+"""The command line: upscale, compare, quantize, export, fetch, bench, train, publish, run."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ def main(arguments=None):
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exit would fail again
         return 1
-    except (ValueError, OSError, NotebookError) as error:
+    except (ValueError, OSError, FloatingPointError, NotebookError) as error:
         print(f"dfsq: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -157,6 +157,54 @@ def _parser():
     bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
+
+    train = command(
+        "train",
+        _train,
+        "train a network; a run that was stopped goes on where it was",
+        "dfsq train edsr-x2 --steps 50",
+    )
+    train.add_argument("name", nargs="?", metavar="NAME", help="a recipe, see --list")
+    train.add_argument(
+        "--list", action="store_true", help="list the recipes and their sizes and do nothing else"
+    )
+    train.add_argument(
+        "--data", default="BSDS500", metavar="SOURCE",
+        help="BSDS500, photographs (embedded), or a folder of photographs, searched with all below "
+        "it; benchmark images are left out (default: BSDS500)",
+    )  # fmt: skip
+    train.add_argument("--out", metavar="FOLDER", help="checkpoint and log (default: runs/NAME)")
+    train.add_argument(
+        "--steps", type=int, default=20000, help="in all, earlier runs included (default: 20000)"
+    )
+    train.add_argument(
+        "--save-every", type=int, default=1000, metavar="STEPS",
+        help="between checkpoints, each with a validation (default: 1000)",
+    )  # fmt: skip
+    train.add_argument(
+        "--initial", metavar="FILE",
+        help="weights to start from, .safetensors, or none (default: at x4 those of the same "
+        "network at x2, where there are some; else none)",
+    )  # fmt: skip
+    train.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), dest="changes",
+        help="change a field of the recipe, such as batch; may be given several times",
+    )  # fmt: skip
+    train.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
+    train.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
+
+    publish = command(
+        "publish",
+        _publish,
+        "publish what was trained: weights in half precision, facts, log, curve and model card",
+        "dfsq publish edsr-x2",
+    )
+    publish.add_argument("name", metavar="NAME", help="a recipe, see dfsq train --list")
+    publish.add_argument(
+        "--run", metavar="FOLDER", dest="folder", help="of dfsq train (default: runs/NAME)"
+    )
+    publish.add_argument("--out", metavar="FOLDER", help="(default: the project's own weights)")
+    publish.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
 
     run = command(
         "run",
@@ -409,6 +457,43 @@ def _bench(options):
         ["model", "dataset", "images", "layers", "method", "bits", "seed", "draw", "psnr", "ssim"]
     ]
     print(shown.to_string(index=False, float_format="%.3f"))
+
+
+def _train(options):
+    from .study import recipes
+    from .study.training import train
+
+    if options.list:
+        print(recipes.table())
+        return
+    if options.name is None:
+        raise ValueError(f"NAME is missing; there are {', '.join(recipes.RECIPES)}")
+    precision = "float32" if options.float32 else "bfloat16"
+    recipe = recipes.recipe(options.name, options.changes, precision)
+    out = _writable_folder(options.out or Path("runs") / options.name)
+    initial = options.initial
+    if initial is None and not (out / "checkpoint.pt").exists():
+        initial = recipes.default_initial(options.name)
+    train(
+        options.data,
+        out,
+        recipe,
+        options.steps,
+        initial=None if initial == "none" else initial,
+        save_every=options.save_every,
+        device=options.device,
+    )
+
+
+def _publish(options):
+    from .study import publishing
+
+    folder = _writable_folder(options.out or publishing.WEIGHTS_FOLDER)
+    run = options.folder or Path("runs") / options.name
+    weights = publishing.publish(options.name, run, folder, device=options.device)
+    print(f"{weights}  {weights.stat().st_size / 1e6:.1f} MB; the rest in {folder}")
+    if weights.parent != folder:
+        print("too large for a repository: these weights belong beside a release")
 
 
 def _run(options):

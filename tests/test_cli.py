@@ -1,5 +1,7 @@
 """The command line: results, and one-line errors that leave nothing behind."""
 
+import os
+import random
 import subprocess
 import sys
 
@@ -305,3 +307,145 @@ def test_a_reader_that_has_seen_enough():
         process.stdout.close()
         errors = process.stderr.read()
     assert (process.returncode, errors) == (1, b"")
+
+
+# --- training ---
+
+
+@pytest.fixture
+def photos(folder, monkeypatch):
+    """Six photographs of 36x32 pixels, and no benchmark set to compare them with."""
+    monkeypatch.setenv("DFSQ_CACHE", str(folder / "cache"))
+    monkeypatch.delenv("DFSQ_DATA", raising=False)
+    (folder / "photos").mkdir()
+    whole = dfsq.sr.photograph("coffee")
+    for i in range(6):
+        part = whole[50 * i : 50 * i + 64, 80 * i : 80 * i + 72]
+        Image.fromarray(part[::2, ::2]).save(folder / "photos" / f"{i}.png")
+    return folder / "photos"
+
+
+TRAIN = ["train", "edsr-x2", "--data", "photos", "-p", "patch", "8", "-p", "batch", "1"]
+
+
+def test_train_lowers_the_loss(photos, folder, capsys):
+    """The recipe's own network, on small patches."""
+    assert main([*TRAIN, "--steps", "50", "--save-every", "10"]) == 0
+    told = capsys.readouterr().out
+    assert "step 50/50" in told
+    assert "min left" in told
+    table = pd.read_csv("runs/edsr-x2/log.csv")
+    assert list(table.step) == [10, 20, 30, 40, 50]
+    assert table.loss.iloc[-1] < 0.8 * table.loss.iloc[0]
+    assert main([*TRAIN, "--steps", "51"]) == 0
+    assert "step 50 of 51" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_train_killed_and_resumed(photos, folder):
+    """A process killed at a random step: the loss curve of an unbroken run, to the last digit."""
+    arguments = [*TRAIN, "--float32", "--steps", "12", "--save-every", "3"]
+    command = [sys.executable, "-m", "dfsq.cli", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    at = random.SystemRandom().randrange(4, 12)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        assert any(line.startswith(f"step {at}/12 ") for line in run.stdout)
+        run.kill()
+    left = torch.load("runs/edsr-x2/checkpoint.pt", weights_only=True)["step"]
+    assert left >= at - 3, at  # no more than that is lost
+    for out in ("runs/edsr-x2", "unbroken"):
+        assert main([*arguments, "--out", out]) == 0
+    curves, states = [], []
+    for out in ("runs/edsr-x2", "unbroken"):
+        curves.append(pd.read_csv(f"{out}/log.csv", dtype=str).drop(columns="seconds"))
+        states.append(torch.load(f"{out}/checkpoint.pt", weights_only=True)["model"])
+    assert curves[0].equals(curves[1]), at
+    assert list(curves[0].step) == ["3", "6", "9", "12"]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()), at
+
+
+def test_train_and_publish(photos, folder, capsys, monkeypatch):
+    pairs = dfsq.sr.load_dataset("photos", 4, limit=1)  # instead of the benchmark sets
+    monkeypatch.setattr("dfsq.study.publishing.load_dataset", lambda name, scale: pairs)
+    arguments = ["--data", "photos", "-p", "patch", "8", "-p", "batch", "1", "--steps", "1"]
+    # at x4 from x2's weights, and anew
+    assert main(["train", "edsr-x4", *arguments, "--float32"]) == 0
+    told = capsys.readouterr().out
+    assert "edsr-x2.safetensors: 72 tensors taken" in told
+    assert "random as yet: tail.0.2.weight, tail.0.2.bias" in told
+    assert "in float32" in told
+    assert main(["publish", "edsr-x4", "--out", "published"]) == 0
+    told = capsys.readouterr().out
+    assert "published/edsr-x4.safetensors  3.0 MB" in told
+    assert (folder / "published" / "edsr-x4.md").is_file()
+    arguments += ["--initial", "none", "--out", "anew"]
+    assert main(["train", "edsr-x4", *arguments]) == 0
+    assert "tensors taken" not in capsys.readouterr().out
+
+
+def test_train_goes_on_from_the_projects_weights(photos, folder, capsys):
+    weights = WEIGHTS_FOLDER / "edsr-x2.safetensors"
+    steps = int(pd.read_csv(weights.with_suffix(".csv")).step.iloc[-1])
+    arguments = [*TRAIN, "--initial", str(weights)]
+    message = error(capsys, *arguments, "--steps", steps)
+    assert f"it must be more than {steps}, not {steps}" in message
+    assert main([*arguments, "--steps", str(steps + 1)]) == 0
+    assert list(pd.read_csv("runs/edsr-x2/log.csv").step)[-2:] == [steps, steps + 1]
+
+
+def test_train_lists_the_recipes(capsys):
+    assert main(["train", "--list"]) == 0
+    told = capsys.readouterr().out
+    for name in ("edsr-x2", "edsr-x4", "srresnet-x2", "srresnet-x4", "rdn-x4", "rdn-small-x2"):
+        assert f"{name} " in told
+    assert "22.27 M" in told
+
+
+def test_train_refuses(photos, folder, capsys, monkeypatch):
+    (folder / "empty").mkdir()
+    (folder / "one").mkdir()
+    (folder / "one" / "0.png").write_bytes((photos / "0.png").read_bytes())
+    torch.manual_seed(0)
+    save_file(EDSR(2, 1, 8).state_dict(), "tiny.safetensors")
+
+    def refused(*arguments):
+        return error(capsys, *arguments)
+
+    assert "NAME is missing; there are edsr-x2, " in refused("train")
+    assert "there is no recipe 'edsr'; there are edsr-x2, " in refused("train", "edsr")
+    assert "empty holds no image" in refused("train", "edsr-x2", "--data", "empty")
+    small = ["-p", "patch", "8"]
+    message = refused("train", "edsr-x2", "--data", "one", *small)
+    assert "1 of 1 images to train on, and at least 2 are needed" in message
+    message = refused("train", "edsr-x2", "--data", "photos")
+    assert "0 of 6 images to train on" in message
+    assert "6 smaller than 96x96 pixels" in message
+    assert "no folder 'gone'" in refused("train", "edsr-x2", "--data", "gone")
+    assert "a recipe has no 'blocks' to change" in refused(*TRAIN, "-p", "blocks", "1")
+    assert "'head.0.weight' is (8, 3, 3, 3) there" in refused(
+        *TRAIN, "--initial", "tiny.safetensors"
+    )
+    assert "no such file of initial weights: gone" in refused(*TRAIN, "--initial", "gone")
+    assert "steps must be at least 1, not 0" in refused(*TRAIN, "--steps", "0")
+    assert "device must be cpu" in refused(*TRAIN, "--device", "abacus")
+    (folder / "file").touch()
+    assert "cannot write to file" in refused(*TRAIN, "--out", "file")
+    assert "there is no recipe 'x'" in refused("publish", "x")
+    assert "train first: `dfsq train rdn-x2`" in refused("publish", "rdn-x2")
+    monkeypatch.setattr(dfsq.study.training.functional, "l1_loss", lambda a, b: 0 * a.sum() / 0)
+    assert "the loss is nan at step 0" in refused(*TRAIN, "--steps", "1")
+    assert not list(folder.rglob("checkpoint.pt"))
+
+
+def test_a_network_that_is_not_trained_yet(photo, capsys, monkeypatch, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "edsr-x2.safetensors").touch()
+    monkeypatch.setattr("dfsq.sr.zoo.WEIGHTS_FOLDER", tmp_path / "weights")
+    message = error(capsys, "upscale", photo, "--model", "rdn-x4")
+    assert "not trained yet" in message
+    assert "`dfsq train rdn-x4`, then `dfsq publish rdn-x4`" in message
+    message = error(capsys, "upscale", photo, "--model", "nothing")
+    assert "there are edsr-x2, edsr-baseline-x2" in message  # no name without weights

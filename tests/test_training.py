@@ -2,50 +2,57 @@
 
 import csv
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from dfsq.sr.datasets import ImagePair
 from dfsq.sr.imaging import imresize, psnr_y, to_image, to_tensor
-from dfsq.sr.models.edsr import EDSR
-from dfsq.sr.zoo import edsr_from_state, read_weights
 from dfsq.study import training
-from dfsq.study.training import Recipe, draw_batch, export, main, train, training_pairs, validate
+from dfsq.study.patches import Patches
+from dfsq.study.recipes import Recipe
+from dfsq.study.training import read_checkpoint, train, update_average, validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RECIPE = Recipe(blocks=1, features=4, patch=6, batch=2, warmup=2, halve_every=4, average=0.6)
+OPTIONS = {"patch": 6, "batch": 2, "warmup": 2, "halve_every": 4, "average": 0.6}
+RECIPES = {
+    "edsr": Recipe(blocks=1, features=4, precision="float32", **OPTIONS),
+    "srresnet": Recipe("srresnet", blocks=1, features=4, precision="float32", **OPTIONS),
+    "rdn": Recipe(
+        "rdn", 4, blocks=1, features=4, layers=2, growth=3, precision="float32", **OPTIONS
+    ),
+}
+RECIPE = RECIPES["edsr"]
 
 
-def random_image(seed, height=20, width=26):
-    small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
-    return imresize(small, 4)[:height, :width]
+@pytest.fixture(autouse=True)
+def _no_benchmark_sets(monkeypatch, tmp_path):
+    """The embedded test photographs alone are compared with: the sets take long to read."""
+    monkeypatch.setenv("DFSQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DFSQ_DATA", raising=False)
+
+
+def random_image(seed):
+    small = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+    return imresize(small, 4)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four images in train, one of them Set5's woman; 53 in test; a val that must not be read."""
-    folder = tmp_path_factory.mktemp("BSDS500")
-    names = {"train": ["100", "200", "302003", "400"], "test": [f"{i:03}" for i in range(53)]}
-    for seed, (part, name) in enumerate((p, n) for p in names for n in names[p]):
-        (folder / part).mkdir(exist_ok=True)
-        Image.fromarray(random_image(seed)).save(folder / part / f"{name}.png")
-    (folder / "val").mkdir()
-    (folder / "val" / "000.png").write_text("not to be read")
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(10):
+        Image.fromarray(random_image(seed)).save(folder / f"{seed}.png")
     return folder
 
 
 def run(data, out, steps, recipe=RECIPE, **options):
-    train(data, out, recipe, steps, **({"save_every": 3, "validate_on": 2} | options))
-
-
-def state(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)
+    train(data, out, recipe, steps, **({"save_every": 3, "device": "cpu"} | options))
 
 
 def log(out):
@@ -63,8 +70,9 @@ def flat(value):
 
 
 def assert_same_run(a, b):
-    first, second = state(a), state(b)
-    for part in ("recipe", "model", "averaged", "optimizer", "step"):
+    first, second = read_checkpoint(a), read_checkpoint(b)
+    assert first.keys() == second.keys()
+    for part in first.keys() - {"seconds"}:
         for x, y in zip(flat(first[part]), flat(second[part]), strict=True):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, part
     assert log(a) == log(b)
@@ -72,141 +80,159 @@ def assert_same_run(a, b):
 
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted")
-    run(data, out, 9)
-    return out
+    """Nine steps in one run, of each network; losses at full precision beside."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFSQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DFSQ_DATA", raising=False)
+        for network, recipe in RECIPES.items():
+            out = tmp_path_factory.mktemp(network)
+            with recorded_losses() as losses:
+                run(data, out, 9, recipe)
+            found[network] = out, losses
+    return found
 
 
-# --- recipe and data ---
+class recorded_losses:  # noqa: N801
+    """Within this, the loss of each step, at full precision; of one done twice the latter."""
+
+    def __enter__(self):
+        self._patch = pytest.MonkeyPatch()
+        losses, original = {}, training._Run.advance
+
+        def advance(run, *batch):
+            original(run, *batch)
+            losses[run.step] = run._pending[-1].item()
+
+        self._patch.setattr(training._Run, "advance", advance)
+        return losses
+
+    def __exit__(self, *_):
+        self._patch.undo()
 
 
-def test_learning_rate():
-    recipe = Recipe(learning_rate=8e-4, warmup=10, halve_every=100)
-    rates = [recipe.rate(step) for step in (0, 4, 9, 10, 99, 100, 199, 200, 399)]
-    expected = [0.8e-4, 4e-4, 8e-4, 8e-4, 8e-4, 4e-4, 4e-4, 2e-4, 1e-4]
-    assert rates == pytest.approx(expected, rel=1e-12)
-    later = replace(recipe, first_step=150)  # warms up again, but halves by all of the steps
-    assert [later.rate(s) for s in (150, 159, 200)] == pytest.approx([0.4e-4, 4e-4, 2e-4])
+# --- validation and averages ---
 
 
-def test_what_is_trained_on_and_what_is_held_out(data):
-    train_pairs, held_out = training_pairs(data, 2)
-    hrs = [random_image(seed) for seed in range(4 + 53)]
-    expected = [*hrs[:2], hrs[3], *hrs[4:7]], hrs[7:]  # without the woman; the last 50 of test
-    for pairs, images in zip((train_pairs, held_out), expected, strict=True):
-        assert len(pairs) == len(images)
-        for (lr, hr), image in zip(pairs, images, strict=True):
-            assert np.array_equal(hr, image)
-            assert np.array_equal(lr, imresize(image, 1 / 2))
-    assert training_pairs(data, 3)[0][0][1].shape == (18, 24, 3)
+class Upscaler(nn.Module):
+    """Plain bicubic, which uses every pixel of a whole image."""
+
+    scale = 2
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return to_tensor(imresize(to_image(x), 2))
 
 
-def test_a_batch_is_a_function_of_seed_and_step(data):
-    pairs, _ = training_pairs(data, 2)
-    lr, hr = draw_batch(pairs, RECIPE, 5)
-    assert lr.shape == (2, 3, 6, 6)
-    assert hr.shape == (2, 3, 12, 12)
-    np.random.default_rng(0).random(7)  # draws of others do not matter
-    again = draw_batch(pairs, RECIPE, 5)
-    assert torch.equal(lr, again[0])
-    assert torch.equal(hr, again[1])
-    for other in (draw_batch(pairs, RECIPE, 6), draw_batch(pairs, replace(RECIPE, seed=1), 5)):
-        assert not torch.equal(lr, other[0])
+def test_validation_is_psnr_over_whole_images():
+    hrs = [random_image(seed) for seed in range(4)]
+    pairs = [ImagePair("", imresize(hr, 1 / 2), hr) for hr in hrs]
+    expected = np.mean([psnr_y(imresize(p.lr, 2), p.hr, 2) for p in pairs])
+    assert validate(Upscaler(), pairs) == pytest.approx(expected)
 
 
-def test_patches_are_flipped_and_rotated_and_fit_each_other(data):
-    pairs, _ = training_pairs(data, 2)
-    whole = [imresize(hr, 1 / 2) for _, hr in pairs]
-    seen = set()
-    for step in range(40):
-        lrs, hrs = (map(to_image, batch[:, None]) for batch in draw_batch(pairs, RECIPE, step))
-        for lr, hr in zip(lrs, hrs, strict=True):
-            # but for the border, where the kernel saw other pixels, and a turn's other rounding
-            difference = imresize(hr, 1 / 2)[2:-2, 2:-2] - lr[2:-2, 2:-2].astype(float)
-            assert np.abs(difference).max() <= 1
-            seen.add(orientation(lr, whole))
-    assert seen == {(turns, mirror) for turns in range(4) for mirror in (False, True)}
-
-
-def orientation(patch, images):
-    for turns in range(4):
-        for mirror in (False, True):
-            # undone in the opposite order
-            part = np.rot90(patch[:, ::-1] if mirror else patch, -turns)
-            for image in images:
-                windows = np.lib.stride_tricks.sliding_window_view(image, part.shape)
-                if (windows == part).all((-1, -2, -3)).any():
-                    return turns, mirror
-    raise AssertionError("no image holds this patch")
-
-
-def test_validation_is_the_mean_psnr(data):
-    torch.manual_seed(0)
-    model = EDSR(2, 1, 4).eval()
-    _, pairs = training_pairs(data, 2)
-    with torch.no_grad():
-        values = [psnr_y(to_image(model(to_tensor(lr))), hr, 2) for lr, hr in pairs[:3]]
-    assert validate(model, pairs[:3]) == pytest.approx(np.mean(values), abs=1e-9)
-
-
-def test_moving_average_forgets_its_start():
-    """Its decay is (1 + n)/(10 + n) for the n-th update, and no more than the recipe's."""
-    model = nn.Linear(1, 1, bias=False)
-    update = training._moving_average(0.3)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update)
+def test_the_average_forgets_the_start():
+    model, averaged = (nn.Linear(1, 1, bias=False) for _ in "ab")
     expected = None
     for count, value in enumerate([5.0, 1.0, -2.0, 4.0, 0.5]):
         model.weight.data.fill_(value)
-        averaged.update_parameters(model)
+        update_average(averaged, model, count, 0.3)
         decay = min(0.3, (1 + count) / (10 + count))
         expected = value if count == 0 else decay * expected + (1 - decay) * value
-        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert averaged.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_of_batch_norm_are_averaged_and_counters_copied():
+    model, averaged = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    expected = None
+    for count in range(4):
+        model(torch.rand(2, 3, 4, 4))
+        update_average(averaged, model, count, 0.5)
+        decay = min(0.5, (1 + count) / (10 + count))
+        now = model.running_var
+        expected = now.clone() if count == 0 else decay * expected + (1 - decay) * now
+        torch.testing.assert_close(averaged.running_var, expected)
+        assert not torch.equal(averaged.running_mean, model.running_mean) or count == 0
+        assert averaged.num_batches_tracked == model.num_batches_tracked == count + 1
+        assert averaged.num_batches_tracked.dtype == torch.int64
+
+
+def test_the_average_is_validated_by_its_own_statistics(uninterrupted, data):
+    """In evaluation mode: a validation changes no statistic, and its PSNR can be had again."""
+    out, _ = uninterrupted["srresnet"]
+    saved = read_checkpoint(out)
+    model = RECIPES["srresnet"].build().eval()
+    model.load_state_dict(saved["averaged"])
+    assert saved["averaged"]["merge.1.num_batches_tracked"] == 9
+    found = training.training_images(data, 2, 6, progress=False)
+    assert float(log(out)[-1]["validation_psnr"]) == pytest.approx(
+        validate(model, found.held_out), abs=1e-3
+    )
 
 
 # --- going on ---
 
 
-def test_files_of_a_run(uninterrupted):
-    names = sorted(p.name for p in uninterrupted.iterdir())
+@pytest.mark.parametrize("network", RECIPES)
+def test_files_of_a_run(uninterrupted, network):
+    out, losses = uninterrupted[network]
+    recipe = RECIPES[network]
+    names = sorted(p.name for p in out.iterdir())
     assert names == ["checkpoint.pt", "log.csv", "recipe.json"]
-    assert json.loads((uninterrupted / "recipe.json").read_text()) == asdict(RECIPE)
-    assert state(uninterrupted)["step"] == 9
-    rows = log(uninterrupted)
+    assert json.loads((out / "recipe.json").read_text()) == recipe.facts()
+    saved = read_checkpoint(out)
+    assert (saved["step"], saved["data"]["images"], saved["initial"]) == (9, 8, None)
+    rows = log(out)
     assert [int(row["step"]) for row in rows] == [3, 6, 9]
-    assert [float(row["learning_rate"]) for row in rows] == [RECIPE.rate(s) for s in (2, 5, 8)]
-    assert all(5 < float(row["validation_psnr"]) < 50 for row in rows)
+    assert [float(row["learning_rate"]) for row in rows] == [recipe.rate(s) for s in (2, 5, 8)]
+    means = [np.mean([losses[s] for s in range(i, i + 3)]) for i in (1, 4, 7)]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(means, rel=1e-5)
+    assert all(-50 < float(row["validation_psnr"]) < 50 for row in rows)
 
 
-def test_weights_change_and_are_averaged(uninterrupted):
-    saved = state(uninterrupted)
-    torch.manual_seed(RECIPE.seed)
-    initial = EDSR(2, 1, 4).state_dict()
+@pytest.mark.parametrize("network", RECIPES)
+def test_weights_change_and_are_averaged(uninterrupted, network):
+    saved = read_checkpoint(uninterrupted[network][0])
+    torch.manual_seed(RECIPES[network].seed)
+    initial = RECIPES[network].build().state_dict()
     for name, value in saved["model"].items():
         assert not torch.equal(value, initial[name])
-        assert not torch.equal(value, saved["averaged"][f"module.{name}"])
+        if value.is_floating_point():
+            assert not torch.equal(value, saved["averaged"][name])
 
 
+@pytest.mark.parametrize("network", RECIPES)
 @pytest.mark.parametrize("stops", [(3, 9), (6, 9), (3, 6, 9)])
-def test_a_run_in_parts_is_the_run_in_one(data, uninterrupted, tmp_path, stops):
+def test_a_run_in_parts_is_the_run_in_one(data, uninterrupted, tmp_path, stops, network):
     for steps in stops:
-        run(data, tmp_path, steps)
-    assert_same_run(tmp_path, uninterrupted)
+        run(data, tmp_path, steps, RECIPES[network])
+    assert_same_run(tmp_path, uninterrupted[network][0])
 
 
+@pytest.mark.parametrize("network", RECIPES)
 @pytest.mark.parametrize("at", [1, 4, 8])
-def test_a_kill_between_checkpoints(data, uninterrupted, tmp_path, monkeypatch, at):
-    def killed(pairs, recipe, step):
+def test_a_kill_at_any_step(data, uninterrupted, tmp_path, monkeypatch, at, network):
+    """The loss curve, the weights and the log of the unbroken run, to the last bit in float32."""
+    original = Patches.batch
+
+    def killed(patches, recipe, step):
         if step == at:
             raise KeyboardInterrupt
-        return draw_batch(pairs, recipe, step)
+        return original(patches, recipe, step)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "draw_batch", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path, 9)
-    assert (tmp_path / "checkpoint.pt").exists() == (at >= 3)
-    run(data, tmp_path, 9)
-    assert_same_run(tmp_path, uninterrupted)
+    out, losses = uninterrupted[network]
+    with recorded_losses() as found:
+        with monkeypatch.context() as patch:
+            patch.setattr(Patches, "batch", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(data, tmp_path, 9, RECIPES[network])
+        assert (tmp_path / "checkpoint.pt").exists() == (at >= 3)
+        run(data, tmp_path, 9, RECIPES[network])
+    assert found == losses
+    assert_same_run(tmp_path, out)
 
 
 @pytest.mark.parametrize("while_writing", ["checkpoint.pt", "log.csv"])
@@ -216,7 +242,7 @@ def test_a_kill_while_writing_leaves_the_old_file(
     """Half a file is left as .part, which is never taken for the checkpoint or the log."""
     run(data, tmp_path, 3)
     before = (tmp_path / while_writing).read_bytes()
-    original = training._write
+    original = training.write
 
     def killed(path, save):
         if path.name == while_writing:
@@ -225,13 +251,13 @@ def test_a_kill_while_writing_leaves_the_old_file(
         original(path, save)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_write", killed)
+        patch.setattr(training, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path, 9)
     assert (tmp_path / while_writing).read_bytes() == before
-    assert state(tmp_path)["step"] == 3
+    assert read_checkpoint(tmp_path)["step"] == 3
     run(data, tmp_path, 9)
-    assert_same_run(tmp_path, uninterrupted)
+    assert_same_run(tmp_path, uninterrupted["edsr"][0])
 
 
 def test_files_are_written_beside_and_moved(tmp_path):
@@ -242,84 +268,169 @@ def test_files_are_written_beside_and_moved(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
 
-    training._write(path, save)
+    training.write(path, save)
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_run_that_is_done_is_left_alone(data, tmp_path):
+def test_a_run_that_is_done_is_left_alone(data, tmp_path, capsys):
     run(data, tmp_path, 3)
-    before = (tmp_path / "checkpoint.pt").read_bytes(), (tmp_path / "log.csv").read_bytes()
-    run(data, tmp_path, 3)
-    run(data, tmp_path, 2)
-    after = (tmp_path / "checkpoint.pt").read_bytes(), (tmp_path / "log.csv").read_bytes()
-    assert after == before
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    capsys.readouterr()
+    for steps in (3, 2):
+        run(data, tmp_path, steps)
+        assert "is at step 3 already" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 1e-3}, {"features": 8}])
-def test_another_recipe_is_refused(data, tmp_path, change):
-    run(data, tmp_path, 1)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"made by another recipe, .* or another folder"):
-        run(data, tmp_path, 2, replace(RECIPE, **change))
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+def test_fifty_steps_lower_the_loss(data, tmp_path, capsys):
+    recipe = replace(RECIPE, learning_rate=1e-3, halve_every=1000, precision="bfloat16")
+    run(data, tmp_path, 50, recipe, save_every=10)
+    told = capsys.readouterr().out.splitlines()
+    losses = [float(row["loss"]) for row in log(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert told[0] == "8 images to train on, 2 held out for validation"
+    assert "not compared with Set5, Set14, B100, Urban100: not on this machine" in told[1]
+    assert told[2] == "training on cpu in bfloat16, step 0 of 50"
+    steps = [line for line in told if line.startswith("step ") and "min left" in line]
+    assert len(steps) == 10
 
 
-def test_initial_weights(data, tmp_path):
+@pytest.mark.parametrize("network", RECIPES)
+def test_bfloat16_trains_every_network(data, tmp_path, network):
+    run(data, tmp_path, 2, replace(RECIPES[network], precision="bfloat16"))
+    saved = read_checkpoint(tmp_path)["model"]
+    assert {v.dtype for v in saved.values()} <= {torch.float32, torch.int64}
+
+
+# --- initial weights ---
+
+
+def weights(path, recipe=RECIPE, step=7):
     torch.manual_seed(5)
-    initial = {k: v.half() for k, v in EDSR(2, 1, 4).state_dict().items()}
-    save_file(initial, tmp_path / "initial.safetensors")
-    recipe = replace(RECIPE, first_step=7, learning_rate=0.0)
-    run(data, tmp_path / "out", 8, recipe, initial=tmp_path / "initial.safetensors")
-    saved = state(tmp_path / "out")
-    assert saved["step"] == 8
+    state = {
+        k: v.half() if v.is_floating_point() else v for k, v in recipe.build().state_dict().items()
+    }
+    save_file(state, path, {"step": str(step)})
+    return state
+
+
+def test_going_on_from_published_weights(data, tmp_path):
+    """Their steps, seconds and log stand behind the run; the schedule goes by all steps."""
+    path = tmp_path / "w.safetensors"
+    initial = weights(path)
+    rows = [[s, 5e-4, 0.1, 20.0, 60.0 * s] for s in (5, 7, 10)]
+    text = "\n".join(",".join(map(str, row)) for row in (training.LOG_FIELDS, *rows))
+    path.with_suffix(".csv").write_text(text + "\n")
+    recipe = replace(RECIPE, learning_rate=1e-30)  # changes nothing
+    run(data, tmp_path / "out", 8, recipe, initial=path)
+    saved = read_checkpoint(tmp_path / "out")
+    assert (saved["step"], saved["recipe"]["first_step"]) == (8, 7)
+    assert saved["seconds"] > 420
+    assert saved["initial"]["name"] == "w"
     assert all(torch.equal(saved["model"][k], v.float()) for k, v in initial.items())
+    found = log(tmp_path / "out")
+    assert [row["step"] for row in found] == ["5", "7", "8"]
+    assert float(found[-1]["learning_rate"]) == pytest.approx(1e-30 / 2 / 2, rel=1e-5)
+    run(data, tmp_path / "out", 10, recipe)  # the weights need not be named again
+    run(data, tmp_path / "out", 11, recipe, initial=path)
+    assert read_checkpoint(tmp_path / "out")["recipe"]["first_step"] == 7
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
-    def broken(pairs, recipe, step):
-        lr, hr = draw_batch(pairs, recipe, step)
-        return lr, hr * float("nan") if step == 4 else hr
+def test_x4_from_x2(data, tmp_path, capsys):
+    initial = weights(tmp_path / "w.safetensors", RECIPES["srresnet"])
+    recipe = replace(RECIPES["srresnet"], scale=4, learning_rate=1e-30, average=0.0)
+    run(data, tmp_path / "out", 1, recipe, initial=tmp_path / "w.safetensors")
+    told = capsys.readouterr().out
+    assert f"{len(initial)} tensors taken\n" in told
+    assert "random as yet: upsampler.3.weight, upsampler.3.bias, upsampler.5.weight\n" in told
+    saved = read_checkpoint(tmp_path / "out")
+    assert (saved["step"], saved["recipe"]["first_step"]) == (1, 0)
+    assert saved["initial"]["taken"] == len(initial)
+    learned = [k for k, v in initial.items() if v.dim() > 0 and "running" not in k]
+    for key in learned:
+        torch.testing.assert_close(saved["model"][key], initial[key].float(), rtol=0, atol=1e-20)
 
-    monkeypatch.setattr(training, "draw_batch", broken)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 4"):
+
+# --- what is refused ---
+
+
+def refused(message, *arguments, error=ValueError, **options):
+    out = arguments[1]
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(error, match=message):
+        run(*arguments, **options)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"learning_rate": 1e-3}, r"learning_rate is 0\.0005 there and 0\.001 here"),
+        ({"features": 8}, "features is 4 there and 8 here"),
+        ({"precision": "bfloat16"}, "precision is 'float32' there and 'bfloat16' here"),
+        ({"network": "srresnet"}, "network is 'edsr' there and 'srresnet' here"),
+        ({"network": "rdn", "layers": 2, "growth": 2}, "network is 'edsr' there and 'rdn' here"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe(data, tmp_path, change, message):
+    run(data, tmp_path, 1)
+    message = f"made by another recipe: {message}; give the same options, or another folder"
+    refused(message, data, tmp_path, 2, replace(RECIPE, **change))
+
+
+def test_a_checkpoint_of_other_images_or_weights(data, tmp_path):
+    run(data, tmp_path / "out", 1)
+    (tmp_path / "others").mkdir()
+    for seed in range(3):
+        Image.fromarray(random_image(seed)).save(tmp_path / "others" / f"{seed}.png")
+    message = r"checkpoint\.pt was trained on other images: 8 of photos\d*; give the same"
+    refused(message, tmp_path / "others", tmp_path / "out", 2)
+    weights(tmp_path / "w.safetensors")
+    message = r"checkpoint\.pt began with other weights than those given as initial"
+    refused(message, data, tmp_path / "out", 2, initial=tmp_path / "w.safetensors")
+
+
+def test_a_damaged_checkpoint(data, tmp_path):
+    run(data, tmp_path, 1)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"text"):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        refused(r"checkpoint\.pt is damaged or no checkpoint; remove it", data, tmp_path, 2)
+
+
+def test_options_out_of_range(data, tmp_path):
+    refused("steps must be at least 1, not 0", data, tmp_path, 0)
+    refused("save_every must be at least 1, not 0", data, tmp_path, 1, save_every=0)
+    refused("device must be cpu.* not 'abacus'", data, tmp_path, 1, device="abacus")
+    weights(tmp_path / "w.safetensors")
+    initial = tmp_path / "w.safetensors"
+    message = "initial weights have behind them: it must be more than 7, not"
+    for steps in (3, 7):
+        refused(f"{message} {steps}", data, tmp_path, steps, initial=initial)
+    other = replace(RECIPE, features=8)
+    refused("does not fit edsr", data, tmp_path, 9, other, initial=initial)
+    gone = tmp_path / "gone.safetensors"
+    message = r"no such file of initial weights: .*gone"
+    refused(message, data, tmp_path, 9, initial=gone, error=FileNotFoundError)
+
+
+def test_patches_that_no_image_holds(data, tmp_path):
+    message = "0 of 10 images to train on, .*: 10 smaller than 80x80 pixels, 0 showing"
+    refused(message, data, tmp_path, 1, replace(RECIPE, patch=40))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch, bad):
+    original = Patches.batch
+
+    def broken(patches, recipe, step):
+        lr, hr = original(patches, recipe, step)
+        return lr, hr * bad if step == 4 else hr
+
+    monkeypatch.setattr(Patches, "batch", broken)
+    with pytest.raises(FloatingPointError, match=f"the loss is {bad} at step 4; the last"):
         run(data, tmp_path, 9)
-    assert state(tmp_path)["step"] == 3
-
-
-# --- publishing ---
-
-
-def test_export(data, uninterrupted, tmp_path):
-    target = tmp_path / "edsr.safetensors"
-    export(uninterrupted, target, [data / "train"])
-    averaged = state(uninterrupted)["averaged"]
-    weights = load_file(target)
-    for name, value in weights.items():
-        assert value.dtype == torch.float16
-        assert torch.equal(value, averaged[f"module.{name}"].half())
-    model = EDSR(2, 1, 4)
-    model.load_state_dict(read_weights(target))
-    again = edsr_from_state(read_weights(target), value_range=1)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
-    )
-    assert not [p for p in tmp_path.iterdir() if p.suffix == ".part"]
-
-    report = json.loads(target.with_suffix(".json").read_text())
-    assert (report["steps"], report["recipe"]) == (9, asdict(RECIPE))
-    pairs = [(imresize(hr, 1 / 2), hr) for hr in (random_image(i) for i in range(4))]
-    bicubic = np.mean([psnr_y(imresize(lr, 2), hr, 2) for lr, hr in pairs])
-    assert report["psnr"]["train"]["bicubic"] == pytest.approx(bicubic)
-    assert report["psnr"]["train"]["float"] == pytest.approx(validate(again, pairs))
-
-
-def test_command_line(data, tmp_path, uninterrupted):
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(RECIPE).items()]
-    arguments = ["--data", str(data), "--out", str(tmp_path), "--save-every", "3", *options]
-    main([*arguments, "--steps", "9"])
-    assert torch.equal(
-        state(tmp_path)["model"]["head.0.weight"], state(uninterrupted)["model"]["head.0.weight"]
-    )
-    main([*arguments, "--export", str(tmp_path / "weights.safetensors")])
-    assert len(load_file(tmp_path / "weights.safetensors")) == 12
+    assert read_checkpoint(tmp_path)["step"] == 3
+    assert [row["step"] for row in log(tmp_path)] == ["3"]

@@ -84,7 +84,12 @@ def load_model(name, *, value_range=None):
         if not path.is_file():
             raise FileNotFoundError(
                 f"the weights of {name!r} are not installed at {path}; "
-                "run from a checkout, or `pip install -e .` in one"
+                + (
+                    "this network is not trained yet, or its weights are too large to come with "
+                    f"the project: `dfsq train {name}`, then `dfsq publish {name}`"
+                    if any(WEIGHTS_FOLDER.glob("*.safetensors"))
+                    else "run from a checkout, or `pip install -e .` in one"
+                )
             )
         return entry.build(read_weights(path)).eval()
     if is_user_function(name):
@@ -206,7 +211,7 @@ def from_state(state, value_range=None):
         build = imdn_from_state
     elif "block_1.esa.conv1.weight" in state:
         build = rlfn_from_state
-    elif "conv_input.weight" in state:
+    elif "conv_input.weight" in state or "blocks.0.bn1.weight" in state:
         build = srresnet_from_state
     try:
         return build(state) if value_range is None else build(state, value_range)
@@ -249,7 +254,7 @@ def rdn_from_state(state, value_range=255.0):
 
 
 def srresnet_from_state(state, value_range=255.0):
-    """An SRResNet of the size that a state dict with the key names of DFSQ's authors shows.
+    """An SRResNet of the size that a state dict shows, with the names of DFSQ's authors or ours.
 
     Theirs has no bias outside batch normalization and one slope for all channels of a PReLU, and
     subtracts no mean (``model/bnsrresnet_org.py`` of their DDTB, which DFSQ's code shares).
@@ -264,15 +269,15 @@ def srresnet_from_state(state, value_range=255.0):
         "conv_output": "tail",
     }
     layers = {"relu": "prelu", "in1": "bn1", "in2": "bn2"}
-    features = state["conv_input.weight"].shape[0]
     renamed = {}
     for key, value in state.items():
         part, *rest = key.split(".")
         if part == "residual":
             rest[1] = layers.get(rest[1], rest[1])
         renamed[".".join((parts.get(part, part), *rest))] = value
-    blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("residual."))
-    scale = 4 if "upscale.3.weight" in state else 2
+    features = renamed["head.0.weight"].shape[0]
+    blocks = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
+    scale = 4 if "upsampler.3.weight" in renamed else 2
     model = SRResNet(scale, blocks, features, signed_output=False, value_range=value_range)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.PReLU) and renamed[f"{name}.weight"].numel() == 1:
@@ -368,14 +373,25 @@ def edsr_from_state(state, value_range=255.0, residual_scale=None):
     return _loaded(EDSR(scale, max(numbers), features, residual_scale, value_range), state)
 
 
+def _trained(name, build, title):
+    """Entries, at x2 and x4, of a network that `dfsq train` makes."""
+    return {
+        f"{name}-x{scale}": Entry(
+            f"{name}-x{scale}.safetensors",
+            lambda state: build(state, value_range=1.0),
+            f"{title} x{scale}, trained by this project",
+            embedded=True,
+        )
+        for scale in (2, 4)
+    }
+
+
 #: Networks by name.
 ENTRIES = {
-    "edsr-x2": Entry(
-        "edsr-x2.safetensors",
-        lambda state: edsr_from_state(state, value_range=1.0),
-        "EDSR-baseline x2, trained by this project on BSDS500",
-        embedded=True,
-    ),
+    **_trained("edsr", edsr_from_state, "EDSR-baseline"),
+    **_trained("srresnet", srresnet_from_state, "SRResNet with 16 blocks"),
+    **_trained("rdn", rdn_from_state, "RDN"),
+    **_trained("rdn-small", rdn_from_state, "a shallow RDN"),
     "edsr-baseline-x2": Entry(
         "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline x2, official"
     ),
@@ -396,14 +412,18 @@ ENTRIES = {
 
 
 def model_names():
-    """The names that :func:`load_model` knows.
+    """The names that :func:`load_model` knows, less those of networks not trained yet.
 
     Examples
     --------
     >>> "edsr-x2" in model_names()
     True
     """
-    return tuple(ENTRIES)
+    return tuple(
+        name
+        for name, entry in ENTRIES.items()
+        if not entry.embedded or (WEIGHTS_FOLDER / entry.file).is_file()
+    )
 
 
 @torch.no_grad()

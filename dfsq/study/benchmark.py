@@ -32,6 +32,7 @@ from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
 from ..sr.zoo import is_user_function, user_function
 from ..universal import universal_set
+from .devices import choose_device
 
 #: Raised when the output of a method changes, so that older rows no longer stand.
 METHOD_VERSION = 1
@@ -392,10 +393,7 @@ class Bench:
         self.store = Store() if store is None else store
         self.crops = crops
         self.crop_size = crop_size
-        here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        self.device = device or here[-1]
-        if self.device not in here:
-            raise ValueError(f"device must be {' or '.join(here)} on this machine, not {device!r}")
+        self.device = choose_device(device)
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
         self._calibration = self._quantized = (None, None)  # the last one, with its key

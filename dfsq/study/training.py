@@ -1,321 +1,329 @@
-"""How the embedded weights were made: EDSR-baseline trained on BSDS500.
+"""Training of super-resolution networks: a run that is killed goes on as if it had not been.
 
-The recipe is EDSR's: L1 loss, 48x48 LR patches, batches of 16, Adam, flips and rotations, a
-learning rate that is halved at fixed steps; with a warm-up, a higher first rate (the run is
-short), and an exponential moving average of the weights, which is what is kept. Batches are a
-function of the seed and the step alone, so a run that was killed goes on as if it had not been.
-
-Run ``python -m dfsq.study.training --help`` for the options.
+Batches are a function of the seed and the step alone, and checkpoints, written whole, hold all the
+rest. In float32 on a CPU (with as many threads) a run in parts equals the run in one, to the last
+bit; on a GPU sums are taken in an order that changes from run to run.
 """
 
-import argparse
+import copy
 import csv
+import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from ..sr.datasets import image_files, load_dataset, read_image
-from ..sr.imaging import crop_to_multiple, imresize, psnr_y, to_tensor
-from ..sr.models.edsr import EDSR
-from ..sr.upscaling import Bicubic, upscale
-from .figures import training_curve, use_style
+from ..sr.imaging import psnr_y
+from ..sr.upscaling import upscale
+from . import recipes
+from .devices import choose_device
+from .patches import Patches, training_images
 
 LOG_FIELDS = ("step", "learning_rate", "loss", "validation_psnr", "seconds")
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What determines the weights; stored beside them."""
-
-    scale: int = 2
-    blocks: int = 16
-    features: int = 64
-    patch: int = 48  # LR pixels
-    batch: int = 16
-    learning_rate: float = 5e-4
-    warmup: int = 250  # steps
-    halve_every: int = 3000  # steps
-    average: float = 0.999  # decay of the averaged weights
-    seed: int = 0
-    first_step: int = 0  # steps that the initial weights have behind them
-
-    def rate(self, step):
-        """Learning rate at a step: linear warm-up, then halved every `halve_every` steps."""
-        warmup = min(1.0, (step - self.first_step + 1) / self.warmup)
-        return self.learning_rate * warmup * 0.5 ** (step // self.halve_every)
-
-
-def training_pairs(folder, scale):
-    """LR and HR images of BSDS500 for training and for validation.
-
-    `folder` holds ``train`` and ``test``. Trained on are both but the last 50 of ``test`` by
-    name, which are held out, and but ``train/302003``, which is Set5's "woman" at another
-    size. BSDS500's ``val`` is B100 and is never read.
-
-    Returns
-    -------
-    train, validation : list of (LR, HR), uint8 arrays of shape (H, W, 3)
-    """
-    folder = Path(folder)
-    train = [p for p in image_files(folder / "train") if p.stem != "302003"]
-    test = image_files(folder / "test")
-
-    def pairs(paths):
-        hrs = (crop_to_multiple(read_image(p), scale) for p in paths)
-        return [(imresize(hr, 1 / scale), hr) for hr in hrs]
-
-    return pairs(train + test[:-50]), pairs(test[-50:])
-
-
-def draw_batch(pairs, recipe, step):
-    """The batch of one step: random patches, flipped and rotated; a function of seed and step.
-
-    Returns
-    -------
-    lr, hr : float32 tensors in 0..1, (batch, 3, patch, patch) and scale times that
-    """
-    generator = np.random.default_rng([recipe.seed, step])
-    lrs, hrs = [], []
-    for _ in range(recipe.batch):
-        lr, hr = pairs[generator.integers(len(pairs))]
-        y, x = (generator.integers(n - recipe.patch + 1) for n in lr.shape[:2])
-        lr = lr[y : y + recipe.patch, x : x + recipe.patch]
-        y, x, size = (n * recipe.scale for n in (y, x, recipe.patch))
-        hr = hr[y : y + size, x : x + size]
-        turns, mirror = generator.integers(4), generator.integers(2)
-        for image, images in ((lr, lrs), (hr, hrs)):
-            image = np.rot90(image, turns)
-            images.append(to_tensor(image[:, ::-1] if mirror else image))
-    return torch.cat(lrs), torch.cat(hrs)
+#: Held-out images, evenly spread, that a validation in the run takes.
+VALIDATE_ON = 16
 
 
 def validate(model, pairs):
     """Mean PSNR-Y in dB over whole images, in float32."""
-    return float(np.mean([psnr_y(upscale(model, lr), hr, model.scale) for lr, hr in pairs]))
+    return float(np.mean([psnr_y(upscale(model, p.lr), p.hr, model.scale) for p in pairs]))
 
 
-def _moving_average(decay):
-    """Exponential moving average whose decay grows to `decay`, so that it forgets the start."""
+@torch.no_grad()
+def update_average(averaged, model, count, decay):
+    """One step of the exponential moving average of a network.
 
-    def update(averaged, current, count):
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - now)
+    The decay grows to `decay`, so that the average forgets the start. The running statistics of
+    batch normalization are averaged as the weights are: to first order they are then those of the
+    averaged weights, where a copy would be those of the last weights, over some ten batches. Their
+    counters of batches, integers, are copied.
 
-    return update
+    Parameters
+    ----------
+    averaged, model : nn.Module
+        The former is changed in place.
+    count : int
+        Updates before this one; the first copies.
+    decay : float
+    """
+    now = min(decay, (1 + count) / (10 + count)) if count else 0.0
+    both = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    weights = [pair for pair in both if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*weights, strict=True)), 1 - now)
+    for mean, value in both:
+        if not mean.is_floating_point():
+            mean.copy_(value)
 
 
-def _write(path, save):
+def write(path, save):
     """Write a file so that a kill leaves the old one or the new one, never half of one."""
     temporary = path.with_name(path.name + ".part")
     save(temporary)
     os.replace(temporary, path)
 
 
-def _read_log(path, last_step):
-    """Rows of the log up to a step; later ones were written by a run that is being repeated."""
+def read_log(path, last_step):
+    """Rows of a log up to a step; later ones were written by a run that is being repeated."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
         return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
 
 
-def _write_log(path, rows):
+def write_log(path, rows):
     def save(temporary):
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
-    _write(path, save)
+    write(path, save)
 
 
-def train(folder, out, recipe, steps, *, initial=None, save_every=1000, validate_on=16):
+def read_checkpoint(out):
+    """The state of a run, or None where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    path = Path(out) / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["recipe"], state["data"], state["averaged"]
+    except Exception as error:  # of many kinds, as the unpickler meets what is not its own
+        raise ValueError(
+            f"{path} is damaged or no checkpoint; remove it to start anew ({type(error).__name__})"
+        ) from None
+    return state
+
+
+def _say(text):
+    print(text, flush=True)  # also where the output goes to a file
+
+
+def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=None):
     """Train, or go on training, until `steps` steps are done.
 
     Parameters
     ----------
-    folder : path
-        BSDS500, with ``train`` and ``test``.
+    source : str or path
+        What to train on, see :func:`dfsq.study.patches.training_images`.
     out : path
         Folder of ``checkpoint.pt``, ``log.csv`` and ``recipe.json``. A checkpoint found there is
-        gone on from; it must come from the same recipe.
-    recipe : Recipe
+        gone on from; it must come from the same recipe and images.
+    recipe : dfsq.study.recipes.Recipe
     steps : int
         Total number of steps, those of earlier runs included.
     initial : path, optional
-        Weights (safetensors) to start from when there is no checkpoint; their steps stand in
-        ``recipe.first_step``.
+        Weights to start from, see :func:`dfsq.study.recipes.start`. Where there is a checkpoint
+        they are only checked to be those that it began with.
     save_every : int
         Steps between checkpoints, each with a validation.
-    validate_on : int
-        Number of held-out images, evenly spread, that a validation in the run takes.
+    device : str, optional
+        A GPU by default, if there is one.
+
+    Raises
+    ------
+    ValueError
+        For options that are out of their range, or that do not go with the checkpoint.
+    FloatingPointError
+        If the loss is no longer finite; the last checkpoint stands.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = out / "checkpoint.pt", out / "log.csv"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(recipe.seed)
-    model = EDSR(recipe.scale, recipe.blocks, recipe.features)
-    if initial is not None:
-        model.load_state_dict({k: v.float() for k, v in load_file(initial).items()})
-    model = model.to(device, memory_format=torch.channels_last)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=_moving_average(recipe.average)
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.999))
-    step, seconds = recipe.first_step, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
+    for name, value in (("steps", steps), ("save_every", save_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value!r}")
+    device = choose_device(device)
+    run = _Run(Path(out), recipe, initial, device)
+    if run.step >= steps:
+        if not run.resumed:
             raise ValueError(
-                f"{checkpoint} was made by another recipe, {state['recipe']}; "
-                "give the same options, or another folder"
+                f"steps counts those that the initial weights have behind them: it must be more "
+                f"than {run.step}, not {steps}"
             )
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-    rows = _read_log(log, step)
-    _write(out / "recipe.json", lambda p: p.write_text(json.dumps(asdict(recipe), indent=2) + "\n"))
-
-    print(f"reading {folder}", flush=True)
-    pairs, held_out = training_pairs(folder, recipe.scale)
-    held_out = held_out[:: max(1, len(held_out) // validate_on)][:validate_on]
-    print(f"{len(pairs)} images to train on, {device}, step {step} of {steps}", flush=True)
-    losses, began, first = [], time.perf_counter(), step
-    while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        lr, hr = (t.to(device) for t in draw_batch(pairs, recipe, step))
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
-            result = model(lr)
-        loss = functional.l1_loss(result.float(), hr)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        averaged.update_parameters(model)
-        losses.append(loss.item())
-        step += 1
-        if step % 50 == 0:
-            spent = time.perf_counter() - began
-            left = spent / (step - first) * (steps - step)
-            print(
-                f"step {step}/{steps}  L1 {np.mean(losses[-50:]):.5f}  "
-                f"{spent / (step - first):.2f} s/step  {left / 60:.0f} min left",
-                flush=True,
-            )
-        if step % save_every == 0 or step == steps:
-            psnr = validate(averaged.module, held_out)
-            total = seconds + time.perf_counter() - began
-            row = (step, recipe.rate(step - 1), np.mean(losses), psnr, total)
-            rows.append(
-                dict(zip(LOG_FIELDS, (row[0], *(f"{v:.6g}" for v in row[1:])), strict=True))
-            )
-            losses = []
-            state = {
-                "recipe": asdict(recipe),
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "seconds": total,
-            }
-            # the log first: rows beyond the checkpoint are dropped when the run goes on
-            _write_log(log, rows)
-            _write(checkpoint, lambda p, state=state: torch.save(state, p))
-            print(f"step {step}: validation PSNR-Y {psnr:.3f} dB", flush=True)
-
-
-def export(out, target, report_on=()):
-    """Publish a checkpoint: weights, and beside them recipe, log, curve and a report.
-
-    Parameters
-    ----------
-    out : path
-        Folder of :func:`train`.
-    target : path
-        The averaged weights go there in half precision (safetensors); ``.json`` (recipe, steps,
-        report), ``.csv`` (log) and ``.png`` (curve) beside it.
-    report_on : sequence of paths
-        Folders of HR images to report PSNR-Y on, in float32 and with the weights as rounded.
-    """
-    out, target = Path(out), Path(target)
-    state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
-    recipe = state["recipe"]
-    weights = {
-        name.removeprefix("module."): value.half().contiguous()
-        for name, value in state["averaged"].items()
-        if name != "n_averaged"
-    }
-    model = EDSR(recipe["scale"], recipe["blocks"], recipe["features"]).eval()
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
-    rows = _read_log(out / "log.csv", state["step"])
-    report = {
-        "steps": state["step"],
-        "hours": round(state["seconds"] / 3600, 2),
-        "validation_psnr": float(rows[-1]["validation_psnr"]),
-        "recipe": recipe,
-        "psnr": {},
-    }
-    for folder in map(Path, report_on):
-        pairs = [(p.lr, p.hr) for p in load_dataset(folder, model.scale)]
-        report["psnr"][folder.name] = {
-            "bicubic": validate(Bicubic(model.scale), pairs),
-            "float": validate(model, pairs),
-        }
-    use_style()
-    log = pd.DataFrame(rows).astype(float)
-    _write(target, lambda p: save_file(weights, p, {"step": str(state["step"])}))
-    _write(target.with_suffix(".json"), lambda p: p.write_text(json.dumps(report, indent=2) + "\n"))
-    _write_log(target.with_suffix(".csv"), rows)
-    _write(
-        target.with_suffix(".png"), lambda p: training_curve(log).savefig(p, format="png", dpi=100)
-    )
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m dfsq.study.training",
-        description="Train EDSR on BSDS500; a run that was stopped goes on where it was.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", required=True, help="folder of BSDS500, with train and test")
-    parser.add_argument("--out", default="runs/edsr-x2", help="folder of checkpoint and log")
-    parser.add_argument("--steps", type=int, default=20000, help="steps in all")
-    parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
-    parser.add_argument("--initial", help="weights to start from (safetensors)")
-    parser.add_argument("--export", help="publish the averaged weights there and stop")
-    parser.add_argument(
-        "--report-on", nargs="*", default=[], help="with --export: folders to report PSNR-Y on"
-    )
-    for name, default in asdict(Recipe()).items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=type(default), default=default, help="recipe")
-    options = vars(parser.parse_args(arguments))
-    if options["export"]:
-        export(options["out"], options["export"], options["report_on"])
+        _say(f"{out} is at step {run.step} already")
         return
-    recipe = Recipe(**{name: options[name] for name in asdict(Recipe())})
-    train(
-        options["data"],
-        options["out"],
-        recipe,
-        options["steps"],
-        initial=options["initial"],
-        save_every=options["save_every"],
-    )
+    images = training_images(source, recipe.scale, recipe.patch)
+    run.take(images.facts)
+    _tell(images.facts)
+    held_out = images.held_out[:: max(1, len(images.held_out) // VALIDATE_ON)][:VALIDATE_ON]
+    patches = Patches(images.train, recipe.scale, device)
+    _say(f"training on {device} in {recipe.precision}, step {run.step} of {steps}")
+
+    first, began = run.step, time.perf_counter()
+    told_every = max(1, min(50, (steps - first) // 10))
+    while run.step < steps:
+        run.advance(*patches.batch(run.recipe, run.step))
+        saved = run.step % save_every == 0 or run.step == steps
+        spent = time.perf_counter() - began
+        if run.step % told_every == 0 or saved:
+            losses = run.losses()
+            pace = spent / (run.step - first)
+            _say(
+                f"step {run.step}/{steps}  L1 {np.mean(losses[-told_every:]):.5f}  "
+                f"{pace:.2f} s/step  {pace * (steps - run.step) / 60:.0f} min left"
+            )
+        if saved:
+            psnr = run.save(held_out)
+            _say(f"step {run.step}: saved; validation PSNR-Y {psnr:.3f} dB")
 
 
-if __name__ == "__main__":
-    main()
+def _tell(facts):
+    """What is trained on, and what is not."""
+    _say(f"{facts['images']} images to train on, {facts['held_out']} held out for validation")
+    if facts["too_small"]:
+        _say(f"{facts['too_small']} left out: smaller than a patch")
+    for name, shown in facts["left_out"].items():
+        _say(f"left out: {name} shows {shown}")
+    missing = [name for name, count in facts["compared"].items() if not count]
+    if missing:
+        _say(f"not compared with {', '.join(missing)}: not on this machine (`dfsq fetch`)")
+
+
+class _Run:
+    """The state of a run: networks, optimizer, step and log; new, or as a checkpoint left it."""
+
+    def __init__(self, out, recipe, initial, device):
+        self.out, self.device = out, device
+        state = read_checkpoint(out)
+        self.resumed = state is not None
+        if initial is not None and not Path(initial).is_file():
+            raise FileNotFoundError(f"no such file of initial weights: {initial}")
+        self._digest = initial and hashlib.sha256(Path(initial).read_bytes()).hexdigest()
+        if self.resumed:
+            self._check(state, recipe)
+            recipe = replace(recipe, first_step=state["recipe"]["first_step"])
+        torch.manual_seed(recipe.seed)
+        model = recipe.build()
+        self.data, self.initial, self.step, self.seconds = None, None, 0, 0.0
+        self.rows = []
+        if self.resumed:
+            model.load_state_dict(state["model"])
+            self.data, self.initial = state["data"], state["initial"]
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.rows = read_log(out / "log.csv", self.step)
+        elif initial is not None:
+            recipe = self._start(model, recipe, Path(initial))
+        self.recipe = recipe
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model).eval()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        if self.resumed:
+            self.averaged.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        self._losses, self._pending = [], []
+
+    def _check(self, state, recipe):
+        """Refuse a checkpoint that is not of this recipe or these initial weights."""
+        path = self.out / "checkpoint.pt"
+        saved = state["recipe"]
+        given = replace(recipe, first_step=saved["first_step"]).facts()
+        if saved != given:
+            name = next(n for n in saved | given if saved.get(n) != given.get(n))
+            raise ValueError(
+                f"{path} was made by another recipe: {name} is {saved.get(name)!r} there and "
+                f"{given.get(name)!r} here; give the same options, or another folder"
+            )
+        begun = state["initial"] and state["initial"]["sha256"]
+        if self._digest is not None and self._digest != begun:
+            raise ValueError(
+                f"{path} began with other weights than those given as initial; leave them away, or "
+                "give another folder"
+            )
+
+    def _start(self, model, recipe, path):
+        """Take initial weights, with the steps, the seconds and the log they have behind them."""
+        start = recipes.start(model, recipe, path)
+        _say(f"starting from {path}: {len(start.taken)} tensors taken")
+        if start.left:
+            _say(f"random as yet: {', '.join(start.left)}")
+        self.step = start.step
+        self.rows = read_log(path.with_suffix(".csv"), start.step) if start.step else []
+        self.seconds = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        self.initial = {
+            "name": path.stem,
+            "sha256": self._digest,
+            "taken": len(start.taken),
+            "left_random": list(start.left),
+        }
+        return replace(recipe, first_step=start.step)
+
+    def take(self, facts):
+        """Take note of the images, which must be those that the run began with."""
+        if self.data is not None and self.data["digest"] != facts["digest"]:
+            raise ValueError(
+                f"{self.out / 'checkpoint.pt'} was trained on other images: "
+                f"{self.data['images']} of {self.data['source']}; give the same, or another folder"
+            )
+        self.data = facts
+        self.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.recipe.facts(), indent=2) + "\n"
+        write(self.out / "recipe.json", lambda path: path.write_text(text))
+        self._began = time.perf_counter()
+
+    def advance(self, lr, hr):
+        """One step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        low = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device, torch.bfloat16, enabled=low):
+            result = self.model(lr)
+        loss = functional.l1_loss(result.float(), hr)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        count = self.step - self.recipe.first_step
+        update_average(self.averaged, self.model, count, self.recipe.average)
+        self._pending.append(loss.detach())
+        self.step += 1
+
+    def losses(self):
+        """Losses since the last checkpoint.
+
+        They are looked at when they are told, not at each step, which would hold up a GPU.
+        """
+        if self._pending:
+            values = torch.stack(self._pending).tolist()
+            bad = next((i for i, value in enumerate(values) if not np.isfinite(value)), None)
+            if bad is not None:
+                raise FloatingPointError(
+                    f"the loss is {values[bad]} at step {self.step - len(values) + bad}; the last "
+                    "checkpoint stands; try a lower learning_rate in another folder"
+                )
+            self._losses += values
+            self._pending = []
+        return self._losses
+
+    def save(self, held_out):
+        """Validate, and write log and checkpoint; the PSNR-Y in dB."""
+        losses = self.losses()
+        psnr = validate(self.averaged, held_out)
+        total = self.seconds + time.perf_counter() - self._began
+        values = (self.recipe.rate(self.step - 1), np.mean(losses), psnr, total)
+        values = (self.step, *(f"{value:.6g}" for value in values))
+        self.rows.append(dict(zip(LOG_FIELDS, values, strict=True)))
+        self._losses = []
+        state = {
+            "recipe": self.recipe.facts(),
+            "data": self.data,
+            "initial": self.initial,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": total,
+            "device": self.device,
+        }
+        # the log first: rows beyond the checkpoint are dropped when the run goes on
+        write_log(self.out / "log.csv", self.rows)
+        write(self.out / "checkpoint.pt", lambda path: torch.save(state, path))
+        return psnr

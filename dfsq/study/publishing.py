@@ -1,0 +1,233 @@
+"""A trained network made public: weights in half precision, facts, log, curve and a model card.
+
+Every figure of the card and of the book's page comes from the run or is measured here, with the
+weights as rounded.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from ..memory import freed_memory_kept
+from ..sr.datasets import BENCHMARK_SETS, load_dataset
+from ..sr.upscaling import Bicubic
+from ..sr.zoo import WEIGHTS_FOLDER
+from .devices import choose_device
+from .figures import training_curve, use_style
+from .recipes import RECIPES, Recipe, size
+from .training import VALIDATE_ON, read_checkpoint, read_log, validate, write, write_log
+
+#: Weights of more bytes are not committed; they belong beside a release.
+LARGEST = 20_000_000
+
+TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
+
+# What a model card says of every network.
+TOO_LARGE = ", too large for the repository: they belong beside a release"
+RESULTS = "Nothing was chosen by the benchmark sets."
+USE = """\
+`dfsq.sr.load_model("{name}")` gives a network that takes and returns RGB in 0..1. It is meant for
+the study of quantization: to be compared with its own quantized versions, not with the best
+network of its kind. It undoes bicubic downscaling by {scale}; photographs that were blurred,
+compressed or made noisy are not what it has seen. Details that it draws need not be true: it is
+not for medical, forensic or other use in which they must be. The weights have the licence of the
+project, which does not extend to the images."""
+
+
+def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=None):
+    """Publish the last checkpoint of a run.
+
+    Parameters
+    ----------
+    name : str
+        Of the recipe, see :func:`dfsq.study.recipes.recipe`.
+    run : path
+        Folder of :func:`dfsq.study.training.train`.
+    folder : path
+        Where ``NAME.json`` (facts), ``NAME.csv`` (log), ``NAME.png`` (curve) and ``NAME.md`` (model
+        card) go, and the averaged weights, in half precision, as ``NAME.safetensors``. Weights of
+        more than 20 MB stay in `run`.
+    sets : sequence of str
+        Data sets to measure PSNR-Y on, in float32.
+    device : str, optional
+        A GPU by default, if there is one.
+
+    Returns
+    -------
+    path
+        Where the weights are.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe, no checkpoint, or one of another network.
+    FileNotFoundError
+        If a data set is neither here nor can be downloaded.
+    """
+    run, folder, device = Path(run), Path(folder), choose_device(device)
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    state = read_checkpoint(run)
+    if state is None:
+        raise ValueError(f"there is no checkpoint in {run}; train first: `dfsq train {name}`")
+    recipe = Recipe(**state["recipe"])
+    if recipe.network_facts() != RECIPES[name].network_facts():
+        raise ValueError(
+            f"the checkpoint in {run} is of the network {recipe.network_facts()}, not of {name}"
+        )
+    weights = {  # the counters of batch normalization stay integers
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in state["averaged"].items()
+    }
+    model = recipe.build().eval()
+    model.load_state_dict(weights)
+    model = model.to(device, memory_format=torch.channels_last)
+    psnr = {}
+    with freed_memory_kept():
+        for benchmark in sets:
+            pairs = load_dataset(benchmark, recipe.scale)
+            psnr[Path(benchmark).name] = {
+                "bicubic": validate(Bicubic(recipe.scale), pairs),
+                "float": validate(model, pairs),
+            }
+
+    parameters, held = size(recipe)
+    target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read_log(run / "log.csv", state["step"])
+    write(target, lambda path: save_file(weights, path, {"step": str(state["step"])}))
+    facts = {
+        "name": name,
+        "parameters": parameters,
+        "steps": state["step"],
+        "hours": round(state["seconds"] / 3600, 2),
+        "device": state["device"],
+        "validation_psnr": float(rows[-1]["validation_psnr"]),
+        "recipe": recipe.facts(),
+        "initial": state["initial"],
+        "data": state["data"],
+        "weights": {
+            "bytes": target.stat().st_size,
+            "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        },
+        "psnr": psnr,
+    }
+    use_style()
+    curve = training_curve(pd.DataFrame(rows).astype(float))
+    beside = folder / name  # suffixes are appended to it
+    write_log(beside.with_suffix(".csv"), rows)
+    write(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
+    for suffix, text in ((".json", json.dumps(facts, indent=2) + "\n"), (".md", card(facts))):
+        write(beside.with_suffix(suffix), lambda path, text=text: path.write_text(text))
+    return target
+
+
+def card(facts):
+    """The model card of a published network, in Markdown.
+
+    Parameters
+    ----------
+    facts : dict
+        What :func:`publish` writes as JSON.
+    """
+    name, recipe, weights = facts["name"], facts["recipe"], facts["weights"]
+    size = f"{facts['parameters'] / 1e6:.2f} million parameters, {weights['bytes'] / 1e6:.1f} MB"
+    where = TOO_LARGE if weights["bytes"] > LARGEST else ""
+    measured = [
+        (where, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
+        for where, row in facts["psnr"].items()
+    ]
+    device = {"cpu": "a CPU", "cuda": "a GPU"}[facts["device"]]
+    parts = [
+        f"# {name}",
+        f"{_network(recipe)}: {size} in half precision{where}. SHA-256 of the weights: "
+        f"`{weights['sha256']}`.",
+        "## Results",
+        f"PSNR-Y in dB by the standard protocol, in float32 with the weights as rounded. {RESULTS}",
+        _table(("set", "bicubic", name), measured),
+        "## Training",
+        f"{facts['steps']:,} steps, {facts['hours']:g} hours on {device}, to "
+        f"{facts['validation_psnr']:.2f} dB on held-out images. {_start(facts['initial'], recipe)}",
+        _table(("recipe", "value"), [(f"`{field}`", value) for field, value in recipe.items()]),
+        "## Data",
+        _data(facts["data"]),
+        "## Use and limits",
+        USE.format(name=name, scale=recipe["scale"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _network(recipe):
+    shape = f"{recipe['blocks']} blocks, {recipe['features']} features"
+    if "layers" in recipe:
+        shape += f", {recipe['layers']} layers in a block, growth {recipe['growth']}"
+    return f"{TITLES[recipe['network']]}, {recipe['scale']}-fold, {shape}"
+
+
+def _start(initial, recipe):
+    if initial is None:
+        return "Started from random weights."
+    text = f"Started from `{initial['name']}` (SHA-256 `{initial['sha256']}`)"
+    if recipe["first_step"]:
+        return f"{text}, the same network after {recipe['first_step']:,} steps."
+    left = ", ".join(f"`{name}`" for name in initial["left_random"])
+    return f"{text}; random at first: {left}."
+
+
+def _data(data):
+    lines = [
+        f"{data['images']} images of {data['source']}; {data['held_out']} more are held out for "
+        f"validation. Licence of the images: {data['licence']}. SHA-256 of the pixels trained "
+        f"on, LR and HR: `{data['digest']}`.",
+    ]
+    if data["too_small"]:
+        lines.append(f"{data['too_small']} images smaller than a patch were left out.")
+    compared = ", ".join(f"{name} ({count})" for name, count in data["compared"].items() if count)
+    lines.append(f"Thumbnails of all were compared with those of the test images: {compared}.")
+    missing = [name for name, count in data["compared"].items() if not count]
+    if missing:
+        lines.append(f"Not compared with {', '.join(missing)}, which were not there.")
+    shown = [f"`{name}` (shows {what})" for name, what in data["left_out"].items()]
+    lines.append(f"Left out: {', '.join(shown)}." if shown else "No benchmark image was found.")
+    return " ".join(lines)
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def page(folder=WEIGHTS_FOLDER, prefix="../data/weights"):
+    """The published networks for the book, in MyST Markdown: card, curve and log of each.
+
+    Parameters
+    ----------
+    folder : path
+    prefix : str
+        Where the folder is, seen from the page.
+    """
+    names = [name for name in RECIPES if (Path(folder) / f"{name}.json").is_file()]
+    return "\n".join(_section(Path(folder), name, prefix) for name in names)
+
+
+def _section(folder, name, prefix):
+    facts = json.loads((folder / f"{name}.json").read_text())
+    validated = min(VALIDATE_ON, facts["data"]["held_out"])
+    text = card(facts).replace("## ", "### ").replace(f"# {name}\n", f"## {name}\n", 1)
+    return f"""{text}
+```{{figure}} {prefix}/{name}.png
+:alt: Training loss and validation PSNR of {name} against steps
+:name: fig-training-{name}
+
+{name}: loss (left) and PSNR-Y of the averaged weights on {validated} held-out images (right).
+```
+
+```{{csv-table}}
+:file: {prefix}/{name}.csv
+:header-rows: 1
+```
+"""

@@ -1,0 +1,195 @@
+"""What is published is what was trained, and every figure of its card comes from the run."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dfsq.sr import zoo
+from dfsq.sr.datasets import ImagePair
+from dfsq.sr.imaging import imresize, psnr_y
+from dfsq.study import publishing, recipes
+from dfsq.study.publishing import card, page, publish
+from dfsq.study.recipes import Recipe
+from dfsq.study.training import read_checkpoint, train, validate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = {
+    "edsr-x2": Recipe(blocks=1, features=4),
+    "srresnet-x2": Recipe("srresnet", blocks=1, features=4),
+    "srresnet-x4": Recipe("srresnet", 4, blocks=1, features=4),
+}
+SUFFIXES = ("csv", "json", "md", "png", "safetensors")
+
+
+def random_image(seed):
+    small = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+    return imresize(small, 4)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Runs of tiny networks under the names of the recipes, in `runs`; and a folder of photos."""
+    monkeypatch.setenv("DFSQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DFSQ_DATA", raising=False)
+    monkeypatch.setattr(publishing, "RECIPES", TINY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for seed in range(4):
+        Image.fromarray(random_image(seed)).save(tmp_path / "photos" / f"{seed}.png")
+
+    def run(name, steps=4, **options):
+        made = replace(TINY[name], patch=6, batch=2)
+        folder = tmp_path / "runs" / name
+        train("photos", folder, made, steps, save_every=2, device="cpu", **options)
+        return folder
+
+    return run
+
+
+def published(run, name, folder="weights", sets=("photos",)):
+    return publish(name, run, folder, sets=sets, device="cpu")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_published(trained, tmp_path, name, monkeypatch):
+    run = trained(name)
+    target = published(run, name)
+    files = sorted(p.name for p in (tmp_path / "weights").iterdir())
+    assert files == [f"{name}.{suffix}" for suffix in SUFFIXES]
+
+    averaged = read_checkpoint(run)["averaged"]
+    weights = load_file(target)
+    assert weights.keys() == averaged.keys()
+    for key, value in weights.items():
+        half = averaged[key].half() if averaged[key].is_floating_point() else averaged[key]
+        assert torch.equal(value, half)
+    with safe_open(target, "pt") as file:
+        assert file.metadata() == {"step": "4"}
+
+    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path / "weights")
+    model = zoo.load_model(name)
+    assert name in zoo.model_names()
+    facts = json.loads(target.with_suffix(".json").read_text())
+    assert (facts["name"], facts["steps"], facts["initial"]) == (name, 4, None)
+    assert Recipe(**facts["recipe"]) == replace(TINY[name], patch=6, batch=2)
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["weights"]["bytes"] == target.stat().st_size
+    assert facts["weights"]["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert facts["data"] == read_checkpoint(run)["data"]
+    scale = model.scale
+    hrs = [random_image(i) for i in range(4)]
+    pairs = [ImagePair("", imresize(hr, 1 / scale), hr) for hr in hrs]
+    bicubic = np.mean([psnr_y(imresize(p.lr, scale), p.hr, scale) for p in pairs])
+    assert facts["psnr"]["photos"]["bicubic"] == pytest.approx(bicubic)
+    assert facts["psnr"]["photos"]["float"] == pytest.approx(validate(model, pairs))
+    assert target.with_suffix(".csv").read_bytes() == (run / "log.csv").read_bytes()
+    assert target.with_suffix(".md").read_text() == card(facts)
+
+
+def test_the_card_tells_the_facts(trained, tmp_path):
+    published(trained("srresnet-x2"), "srresnet-x2")
+    initial = tmp_path / "weights" / "srresnet-x2.safetensors"
+    published(trained("srresnet-x4", initial=initial), "srresnet-x4")
+    facts = json.loads((tmp_path / "weights" / "srresnet-x4.json").read_text())
+    text = card(facts)
+    digest = hashlib.sha256(initial.read_bytes()).hexdigest()
+    for figure in (
+        f"{facts['parameters'] / 1e6:.2f} million parameters",
+        facts["weights"]["sha256"],
+        f"| photos | {facts['psnr']['photos']['bicubic']:.3f} | ",
+        f"{facts['psnr']['photos']['float']:.3f} |",
+        "SRResNet, 4-fold, 1 blocks, 4 features",
+        "4 steps, 0 hours on a CPU",
+        f"Started from `srresnet-x2` (SHA-256 `{digest}`)",
+        "random at first: `upsampler.3.weight`, `upsampler.3.bias`, `upsampler.5.weight`.",
+        "| `learning_rate` | 0.0005 |",
+        "3 images of photos; 1 more are held out",
+        "Licence of the images: not known to this project",
+        facts["data"]["digest"],
+        "photographs (3).",
+        "Not compared with Set5, Set14, B100, Urban100, which were not there.",
+        "No benchmark image was found.",
+        'load_model("srresnet-x4")',
+    ):
+        assert figure in text, figure
+    changed = facts | {"data": facts["data"] | {"too_small": 5, "left_out": {"a.png": "Set5/x"}}}
+    assert "5 images smaller than a patch were left out." in card(changed)
+    assert "Left out: `a.png` (shows Set5/x)." in card(changed)
+    later = facts | {"recipe": facts["recipe"] | {"first_step": 3500}}
+    assert "the same network after 3,500 steps." in card(later)
+
+
+def test_large_weights_stay_beside_the_run(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "LARGEST", 1000)
+    run = trained("edsr-x2")
+    target = published(run, "edsr-x2")
+    assert target == run / "edsr-x2.safetensors"
+    files = sorted(p.suffix for p in (tmp_path / "weights").iterdir())
+    assert files == [".csv", ".json", ".md", ".png"]
+    text = (tmp_path / "weights" / "edsr-x2.md").read_text()
+    assert "too large for the repository" in text
+
+
+def test_only_rdn_is_too_large():
+    large = {n for n, made in recipes.RECIPES.items() if recipes.size(made)[1] > publishing.LARGEST}
+    assert large == {"rdn-x2", "rdn-x4"}
+
+
+def test_what_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match="there is no recipe 'edsr'; there are edsr-x2, "):
+        published(tmp_path, "edsr")
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; train first: `dfsq train edsr-x2`"):
+        published(tmp_path / "gone", "edsr-x2")
+    run = trained("srresnet-x2", 2)
+    with pytest.raises(ValueError, match=r"is of the network \{'network': 'srresnet', .* edsr-x2"):
+        published(run, "edsr-x2")
+    with pytest.raises(ValueError, match="unknown data set 'gone'"):
+        published(run, "srresnet-x2", sets=["gone"])
+    assert not (tmp_path / "weights").exists()
+
+
+def test_the_page_shows_every_network_by_itself(trained, tmp_path):
+    names = ["edsr-x2", "srresnet-x2"]
+    for name in reversed(names):
+        published(trained(name), name)
+    text = page(tmp_path / "weights")
+    assert re.findall(r"^## (.*)$", text, re.M) == names  # in the order of the recipes
+    assert re.findall(r"^:name: fig-training-(.*)$", text, re.M) == names
+    assert re.findall(r"^:file: (.*)$", text, re.M) == [f"../data/weights/{n}.csv" for n in names]
+    assert not re.findall(r"^# ", text, re.M)
+    assert text.count("on 1 held-out images") == 2
+    (tmp_path / "weights" / "edsr-x2.json").unlink()
+    assert re.findall(r"^## (.*)$", page(tmp_path / "weights"), re.M) == ["srresnet-x2"]
+
+
+# --- what the project has published ---
+
+
+def test_the_projects_own_files(repository):
+    folder = repository / "data" / "weights"
+    for path in sorted(folder.glob("*.json")):
+        facts = json.loads(path.read_text())
+        name = facts["name"]
+        assert path.stem == name
+        made = Recipe(**facts["recipe"])
+        assert made.network_facts() == recipes.RECIPES[name].network_facts()
+        assert path.with_suffix(".md").read_text() == card(facts)
+        weights = path.with_suffix(".safetensors")
+        assert weights.is_file() == (facts["weights"]["bytes"] <= publishing.LARGEST)
+        if weights.is_file():
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            assert facts["weights"] == {"bytes": weights.stat().st_size, "sha256": digest}
+            with safe_open(weights, "pt") as file:
+                assert file.metadata() == {"step": str(facts["steps"])}
+    committed = {path.stem for path in folder.glob("*.safetensors")}
+    assert committed <= {path.stem for path in folder.glob("*.json")}
+    assert page(folder)
