@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 BITS_HELP = "bit-width of weights and activations, 2 to 8, or 32 for float (default: 4)"
@@ -347,7 +348,8 @@ def _upscale(options):
     width = f"w{config.weight_bits}a{config.act_bits}"
     for path, image in tqdm(images, "upscaling", unit="image"):
         is_large = image.width * image.height > LARGE and hasattr(model, "features")
-        result = upscale_photograph(model, image, upscale_large if is_large else upscale)
+        how = partial(upscale_large, progress=True) if is_large else upscale
+        result = upscale_photograph(model, image, how)
         target = folder / f"{path.stem}_x{model.scale}_{width}.png"
         temporary = target.with_suffix(".part")
         try:

@@ -121,6 +121,25 @@ def test_statistics_are_those_of_the_whole_image(photograph, monkeypatch):
     assert (a != b).any()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_progress_ends_where_the_work_does(photograph, monkeypatch, capsys, name):
+    monkeypatch.setattr(large, "STRIP", 400)
+    bars = []
+
+    class Bar(large.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(large, "tqdm", Bar)
+    model = NETWORKS[name]().eval()
+    large.upscale_large(model, photograph, progress=True)
+    ((done, total),) = set(bars)
+    assert done == pytest.approx(total)
+    assert "layers:" in capsys.readouterr().err
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_the_network_is_as_before_when_something_fails(photograph, monkeypatch):
     model = edsr.EDSR(2, blocks=1, features=8)
     monkeypatch.setattr(model, "features", lambda x: 1 / 0)

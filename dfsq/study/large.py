@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from ..activations import CodebookQuantizer
 from ..convert import QuantConv2d
@@ -106,7 +107,7 @@ class _Strips:
 
 
 @torch.no_grad()
-def upscale_large(model, lr):
+def upscale_large(model, lr, *, progress=False):
     """Upscale an image of many pixels within bounded memory.
 
     Parameters
@@ -115,6 +116,8 @@ def upscale_large(model, lr):
         Float or quantized, with ``features`` and ``reconstruct`` as the networks of the
         zoo have them, and ``scale``.
     lr : uint8 array, shape (H, W, 3)
+    progress : bool
+        Show a bar of the network's layers.
 
     Returns
     -------
@@ -138,12 +141,29 @@ def upscale_large(model, lr):
     height, width = lr.shape[:2]
     out = np.empty((height * model.scale, width * model.scale, 3), np.uint8)
     rows = max(1, STRIP // width)
-    with convolved_in_strips(model):
-        features = model.features(to_tensor(lr).to(parameter.device, parameter.dtype))
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    with (
+        convolved_in_strips(model),
+        tqdm(
+            total=len(convs),
+            desc="layers",
+            leave=False,
+            disable=not progress,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
+        ) as bar,
+    ):
+        hooks = [conv.register_forward_hook(lambda *_: bar.update()) for conv in convs]
+        try:
+            features = model.features(to_tensor(lr).to(parameter.device, parameter.dtype))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        in_upsampler = len(convs) - bar.n  # these run once a strip
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             first = max(start - HALO, 0)
             part = model.reconstruct(features[:, :, first : stop + HALO])
             part = part[:, :, (start - first) * model.scale : (stop - first) * model.scale]
             out[start * model.scale : stop * model.scale] = to_image(part)
+            bar.update(in_upsampler * (stop - start) / height)
     return out
