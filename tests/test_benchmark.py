@@ -61,14 +61,16 @@ def bench(weights, photos, tmp_path):
 
     def make(**options):
         store = Store(tmp_path / "results")
-        return Bench(store, **({"crops": 2, "crop_size": 9, "device": "cpu"} | options))
+        return Bench(store, **({"device": "cpu"} | options))
 
     return make
 
 
 @pytest.fixture
 def cell(photos):
-    return Cell("tiny", str(photos), "dfsq-points", 4, calibration=str(photos))
+    return Cell(
+        "tiny", str(photos), "dfsq-points", 4, calibration=str(photos), crops=2, crop_size=9
+    )
 
 
 @pytest.fixture
@@ -159,6 +161,10 @@ def test_cells_of_benchmark_sets_are_calibrated_on_their_own_images():
     assert Cell("m", "photographs").calibration == Cell("m", "some/folder").calibration
     assert Cell("m", "photographs").calibration == "photographs"
     assert Cell("m", "Set5", calibration="mine").calibration == "mine"
+    assert Cell("m", "Set5").calibrated_on == "BSDS500/train"
+    assert Cell("m", "Set5", "float", 32).calibrated_on == ""
+    assert Cell("m", "Set5", crops=8).calibrated_on == "BSDS500/train, 8 of default"
+    assert Cell("m", "Set5", crop_size=48).calibrated_on == "BSDS500/train, 32 of 48"
     with pytest.raises(ValueError, match="layers must be one of body, all, not 'tail'"):
         Cell("m", layers="tail")
 
@@ -316,7 +322,7 @@ def test_rows_are_keyed_by_what_determines_them(
 @pytest.mark.parametrize("options", [{"crops": 3}, {"crop_size": 10}])
 def test_the_calibration_draw_is_part_of_the_key(bench, cell, computed, options):
     run(bench(), cell)
-    run(bench(**options), cell)
+    run(bench(), replace(cell, **options))
     run(bench(), replace(cell, draw=1))
     assert len(computed) == 3
     assert len(bench().store.results.calibration_digest.unique()) == 3
@@ -325,7 +331,7 @@ def test_the_calibration_draw_is_part_of_the_key(bench, cell, computed, options)
 def test_float_rows_do_not_depend_on_the_calibration(bench, cell, computed):
     plain = [replace(cell, method=m, bits=32) for m in ("float", "bicubic")]
     run(bench(), *plain)
-    run(bench(crops=3), *plain)
+    run(bench(), *(replace(one, crops=3) for one in plain))
     assert len(computed) == 2
 
 

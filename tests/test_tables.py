@@ -6,14 +6,22 @@ import pytest
 
 from dfsq.sr.datasets import BENCHMARK_SETS
 from dfsq.study import tables
-from dfsq.study.benchmark import KEY, METHOD_VERSION, RESULTS_FOLDER, Cell, Store, standard_grid
+from dfsq.study.benchmark import (
+    CALIBRATION,
+    KEY,
+    METHOD_VERSION,
+    RESULTS_FOLDER,
+    Cell,
+    Store,
+    standard_grid,
+)
 
 
 def row(method, bits, psnr, **other):
     values = dict.fromkeys(KEY, "x") | {
         "model": "net", "dataset": "Set5", "images": 5, "layers": "body", "method": method,
         "bits": bits, "seed": 0, "draw": 0, "method_version": 1, "protocol_version": 1,
-        "psnr": psnr, "ssim": 0.9,
+        "calibration": "" if bits == 32 else CALIBRATION, "psnr": psnr, "ssim": 0.9,
     }  # fmt: skip
     values |= other
     return values | {"id": "|".join(str(values[k]) for k in ("dataset", "method", "bits"))}
@@ -91,6 +99,7 @@ def test_only_whole_sets_of_this_version(rows):
         row("dfsq", 3, 1.0, method_version=METHOD_VERSION + 1),
         row("dfsq", 3, 1.0, seed=1),
         row("dfsq", 3, 1.0, draw=1),
+        row("dfsq", 3, 1.0, calibration=f"{CALIBRATION}, 8 of 96"),
         row("dfsq", 3, 1.0, dataset="photographs"),
     ]
     found = tables.whole_sets(pd.concat([rows, pd.DataFrame(other)]))
@@ -109,11 +118,16 @@ def test_what_is_absent():
     held = pd.DataFrame(
         [
             row(c.method, c.bits, 30.0, model=c.model, dataset=c.dataset, layers=c.layers,
-                seed=c.seed, draw=c.draw, images=c.limit or sizes[c.dataset])
+                seed=c.seed, draw=c.draw, calibration=c.calibrated_on,
+                images=c.limit or sizes[c.dataset])
             for c in grid
         ]
     )  # fmt: skip
     assert tables.absent(held).empty
+    others = held[~held.calibration.str.contains("of 160")]
+    assert tables.absent(others).method.tolist() == [
+        "dfsq-points (other seeds or crops), dfsq-exact (other seeds or crops)"
+    ]
     gone = held[(held.method != "sq") & ~((held.model == "imdn-x2") & (held.bits == 8))]
     found = tables.absent(gone)
     assert found[["model", "bits", "dataset", "method"]].values.tolist() == [
@@ -136,6 +150,7 @@ def test_the_standard_grid_has_what_the_tables_promise():
                 assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3)} <= cells
         assert Cell("edsr-8-x2", name, "free-a", 4) in cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
+    assert Cell("edsr-8-x2", "Set5", "dfsq-exact", 4, crops=32, crop_size=160) in cells
     assert {
         Cell("edsr-8-x2", "Urban100", "dfsq-points", 4, limit=20, draw=d) for d in range(5)
     } <= cells

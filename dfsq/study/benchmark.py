@@ -95,6 +95,10 @@ class Cell:
         benchmark set, and the embedded photographs for all else.
     draw : int
         Seed of the draw of calibration crops.
+    crops : int
+        Number of calibration crops.
+    crop_size : int, optional
+        Their side in LR pixels; 192 HR pixels by default.
     """
 
     model: str
@@ -106,6 +110,8 @@ class Cell:
     layers: str = "body"
     calibration: str | None = None
     draw: int = 0
+    crops: int = 32
+    crop_size: int | None = None
 
     def __post_init__(self):
         if self.layers not in LAYERS:
@@ -118,6 +124,15 @@ class Cell:
     def plain(self):
         """Whether nothing is quantized."""
         return self.method in ("float", "bicubic")
+
+    @property
+    def calibrated_on(self):
+        """What rows say of the calibration: its source, and the crops if not the default ones."""
+        if self.plain:
+            return ""
+        size = self.crop_size or "default"
+        is_default = self.crops == 32 and self.crop_size is None
+        return self.calibration if is_default else f"{self.calibration}, {self.crops} of {size}"
 
 
 def evaluate(model, pairs, on_image=None):
@@ -178,7 +193,7 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
     for model, method, width, seed, dataset in product(models, methods, bits, seeds, datasets):
         cell = Cell(model, dataset, method, width, seed, limit, **others)
         if cell.plain:
-            cell = replace(cell, bits=32, seed=0, draw=0, layers="body")
+            cell = replace(cell, bits=32, seed=0, draw=0, layers="body", crops=32, crop_size=None)
         elif method.startswith("sq") and (width > 4 or cell.layers == "all"):
             continue  # its universal set has 15 magnitudes
         if cell not in cells:
@@ -246,13 +261,24 @@ ABLATIONS = (
 )
 
 
+#: Calibration crops, number and side in LR pixels, that are compared with the default 32 of 96;
+#: the side of 160 is that of BSDS500's images.
+CROPS = ((1, 96), (8, 96), (100, 96), (32, 48), (32, 160))
+
+
 def ablation_grid(bits=(4,)):
     """The cells of the ablations: EDSR-8 on Set5 and the first 8 images of Urban100."""
+    varied = [(method, {}) for method in ("float", *ABLATIONS)]
+    varied += [
+        (method, {"crops": crops, "crop_size": size})
+        for method in ("dfsq-points", "dfsq-exact")
+        for crops, size in CROPS
+    ]
     return [
         cell
-        for method in ("float", *ABLATIONS)
+        for method, options in varied
         for name, limit in (("Set5", None), ("Urban100", 8))
-        for cell in grid(["edsr-8-x2"], [name], [method], bits, limit=limit)
+        for cell in grid(["edsr-8-x2"], [name], [method], bits, limit=limit, **options)
     ]
 
 
@@ -376,10 +402,6 @@ class Bench:
     ----------
     store : Store, optional
         The project's own by default.
-    crops : int
-        Number of calibration crops.
-    crop_size : int, optional
-        Their side in LR pixels; 192 HR pixels by default.
     device : str, optional
         ``"cpu"`` or ``"cuda"``; a GPU by default, if there is one.
 
@@ -389,10 +411,8 @@ class Bench:
         For a device that is not there.
     """
 
-    def __init__(self, store=None, crops=32, crop_size=None, device=None):
+    def __init__(self, store=None, device=None):
         self.store = Store() if store is None else store
-        self.crops = crops
-        self.crop_size = crop_size
         self.device = choose_device(device)
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
@@ -413,16 +433,17 @@ class Bench:
 
     def crop_images(self, cell):
         """The calibration crops of a cell, made once."""
-        key = (cell.calibration, self.model(cell.model).scale, cell.draw)
+        scale = self.model(cell.model).scale
+        key = (cell.calibration, scale, cell.crops, cell.crop_size, cell.draw)
         if key not in self._crops:
-            source, scale, draw = key
-            self._crops[key] = sr.calibration_crops(source, scale, self.crops, self.crop_size, draw)
+            self._crops[key] = sr.calibration_crops(*key)
         return self._crops[key]
 
     def calibrated(self, cell, config):
         """The calibration of a network, shared by successive cells that can."""
         edges = edges_for(universal_set(config.universal, config.words))
-        key = (cell.model, cell.calibration, cell.draw, edges.tobytes(), config.error_units)
+        key = (cell.model, cell.calibration, cell.crops, cell.crop_size, cell.draw)
+        key += (edges.tobytes(), config.error_units)
         key += (config.layers, config.exclude, config.non_negative)
         keep_inputs = self.keep_inputs or needs_inputs(config)
         have_key, have = self._calibration
@@ -489,7 +510,7 @@ class Bench:
         calibration = config = ""
         if not cell.plain:
             crops = self._digest(
-                ("crops", cell.calibration, model.scale, cell.draw),
+                ("crops", cell.calibration, model.scale, cell.crops, cell.crop_size, cell.draw),
                 lambda: hashlib.sha256(b"".join(crop.tobytes() for crop in self.crop_images(cell))),
             )
             calibration = crops[:16]
@@ -505,7 +526,7 @@ class Bench:
             "method": cell.method,
             "bits": cell.bits,
             "seed": cell.seed,
-            "calibration": "" if cell.plain else cell.calibration,
+            "calibration": cell.calibrated_on,
             "draw": cell.draw,
             "weights_digest": self._digest(("w", cell.model), lambda: weights_digest(model))[:16],
             "pixel_digest": self._digest(

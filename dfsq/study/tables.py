@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 
 from ..sr.datasets import BENCHMARK_SETS
 from ..sr.fetch import files_of
-from .benchmark import METHOD_VERSION, PROTOCOL_VERSION, standard_grid
+from .benchmark import CALIBRATION, METHOD_VERSION, PROTOCOL_VERSION, standard_grid
 
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
 
@@ -29,7 +29,7 @@ def published():
 
 
 def whole_sets(results):
-    """Rows of the current versions on whole benchmark sets, with the default seed and draw.
+    """Rows of the current versions on whole benchmark sets, with default seed and calibration.
 
     Parameters
     ----------
@@ -46,6 +46,7 @@ def whole_sets(results):
         (results.images == results.dataset.map(sizes))
         & (results.seed == 0)
         & (results.draw == 0)
+        & results.calibration.isin(["", CALIBRATION])
         & (results.method_version == METHOD_VERSION)
         & (results.protocol_version == PROTOCOL_VERSION)
     ]
@@ -73,19 +74,22 @@ def absent(results):
         (results.method_version == METHOD_VERSION) & (results.protocol_version == PROTOCOL_VERSION)
     ]
     sizes = {name: len(files_of(name)) for name in BENCHMARK_SETS}
-    names = ["model", "layers", "method", "bits", "seed", "draw", "dataset", "images"]
-    held = set(current[names].itertuples(index=False, name=None))
+    names = ["model", "layers", "method", "bits", "seed", "draw", "dataset"]
+    held = current[[*names, "calibration", "images"]]
+    held = set(held.itertuples(index=False, name=None))
     missing = [
         cell
         for cell in standard_grid()
-        if (*(getattr(cell, n) for n in names[:-1]), cell.limit or sizes[cell.dataset]) not in held
+        if (
+            *(getattr(cell, n) for n in names),
+            cell.calibrated_on,
+            cell.limit or sizes[cell.dataset],
+        )
+        not in held
     ]
-    table = pd.DataFrame(
-        [{n: getattr(c, n) for n in names[:-1]} for c in missing], columns=names[:-1]
-    )
-
-    other = (table.seed > 0) | (table.draw > 0)
-    table.loc[other, "method"] += " (other seeds or draws)"
+    table = pd.DataFrame([{n: getattr(c, n) for n in names} for c in missing], columns=names)
+    other = [c.seed > 0 or c.draw > 0 or c.calibrated_on not in ("", CALIBRATION) for c in missing]
+    table.loc[other, "method"] += " (other seeds or crops)"
 
     def listed(values):
         return ", ".join(map(str, dict.fromkeys(values)))
