@@ -75,6 +75,29 @@ def browser():
         found.close()
 
 
+@pytest.fixture(scope="session")
+def watched():
+    """A function that notes a page's troubles: scripts that fail, requests that leave the machine.
+
+    It takes the page and a function of an address, whether that is of this machine.
+    """
+
+    def watch(page, is_local):
+        page.troubles = []
+
+        def local_only(route):
+            if is_local(route.request.url):
+                route.continue_()
+            else:
+                page.troubles.append(f"leaves the machine: {route.request.url}")
+                route.abort()
+
+        page.route("**/*", local_only)
+        page.on("pageerror", lambda error: page.troubles.append(f"script: {error}"))
+
+    return watch
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

@@ -35,7 +35,7 @@ def soup(name):
 
 
 @pytest.fixture
-def visit(browser, book):
+def visit(browser, book, watched):
     """Open a page; what went wrong while it loaded is in its attribute ``troubles``."""
     contexts = []
 
@@ -43,17 +43,7 @@ def visit(browser, book):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.troubles = []
-
-        def local_only(route):
-            if route.request.url.startswith((book, "data:", "blob:")):
-                route.continue_()
-            else:
-                page.troubles.append(f"leaves the machine: {route.request.url}")
-                route.abort()
-
-        page.route("**/*", local_only)
-        page.on("pageerror", lambda error: page.troubles.append(f"script: {error}"))
+        watched(page, lambda address: address.startswith((book, "data:", "blob:")))
         page.on("requestfailed", lambda r: page.troubles.append(f"failed: {r.url} {r.failure}"))
         page.on("response", lambda r: r.ok or page.troubles.append(f"{r.status}: {r.url}"))
         page.on(
