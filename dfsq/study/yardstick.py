@@ -119,6 +119,11 @@ def int8_beside_float(model, images, pairs, repeats=3):
     pandas.DataFrame
         Rows ``float`` and ``int8``; columns ``psnr`` (dB, mean over the photographs by the protocol
         of every table), ``size`` (of the file, bytes) and ``time`` (over the float network's).
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without the packages of the extra ``onnx``.
     """
     rows, networks = {}, {}
     x = to_tensor(pairs[0].lr)
