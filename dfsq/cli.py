@@ -454,7 +454,9 @@ def _bench(options):
             calibration=options.calibration,
             draw=draw,
         )
-    rows = Bench(Store(folder), device=options.device).run(cells)
+    # the project's own rows stand for its own tables, wherever what they lack is written
+    store = Store(folder, standing=RESULTS_FOLDER if options.standard else None)
+    rows = Bench(store, device=options.device).run(cells)
     shown = rows[
         ["model", "dataset", "images", "layers", "method", "bits", "seed", "draw", "psnr", "ssim"]
     ]

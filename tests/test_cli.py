@@ -17,6 +17,7 @@ import dfsq
 from dfsq.cli import main
 from dfsq.sr.models.edsr import EDSR
 from dfsq.sr.zoo import WEIGHTS_FOLDER
+from dfsq.study.benchmark import Bench, Cell, Store
 from dfsq.study.yardstick import OnnxNetwork
 
 QUICK = ["--crops", "1"]
@@ -263,6 +264,21 @@ def test_bench_resumes(photo, folder, capsys, monkeypatch):
     monkeypatch.setattr("dfsq.study.benchmark.evaluate", None)  # nothing is computed again
     assert main(arguments) == 0
     assert (folder / "results" / "results.csv").read_text() == before
+
+
+def test_bench_fills_in_what_the_projects_rows_lack(photo, folder, capsys, monkeypatch):
+    """Into another folder too: a row that stands in the project's own is not computed again."""
+    cells = [Cell("edsr-x2", ".", method, 32) for method in ("bicubic", "float")]
+    Bench(Store(folder / "own"), device="cpu").run(cells[:1], progress=False)
+    own = {path: path.read_bytes() for path in (folder / "own").iterdir()}
+    monkeypatch.setattr("dfsq.study.benchmark.RESULTS_FOLDER", folder / "own")
+    monkeypatch.setattr("dfsq.study.benchmark.standard_grid", lambda: cells)
+    assert main(["bench", "--standard", "--out", "others", "--device", "cpu"]) == 0
+    assert list(pd.read_csv("others/results.csv").method) == ["float"]
+    shown = capsys.readouterr().out
+    assert "bicubic" in shown
+    assert "float" in shown
+    assert {path: path.read_bytes() for path in (folder / "own").iterdir()} == own
 
 
 def test_bench_takes_a_method_of_the_users(tiny, photo, folder, capsys):

@@ -5,7 +5,6 @@ import torch
 
 from dfsq.study.devices import choose_device
 
-
 FLAGS = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
