@@ -380,15 +380,74 @@ def test_a_field_added_later_leaves_rows_standing(monkeypatch):
 
 def test_two_processes_on_one_store(tmp_path):
     """Neither loses the rows of the other."""
-    key = dict.fromkeys(KEY, 1) | dict.fromkeys(benchmark.TEXT[2:], "x")
-    image = pd.DataFrame({"image": ["a"], "psnr": [30.0], "ssim": [0.9]})
-    first, second = Store(tmp_path), Store(tmp_path)
-    first.add(key, image, 1.0)
-    second.add(key | {"seed": 2}, image, 1.0)
-    first.add(key | {"seed": 3}, image, 1.0)
-    store = Store(tmp_path)
-    assert store.results.seed.tolist() == [1, 2, 3]
-    assert len(store.images) == len(store.provenance) == 3
+    script = (
+        "import sys, time, pandas as pd\n"
+        "from pathlib import Path\n"
+        "from dfsq.study import benchmark\n"
+        "folder, first = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "store = benchmark.Store(folder / 'results')\n"
+        "key = dict.fromkeys(benchmark.KEY, 1) | dict.fromkeys(benchmark.TEXT[2:], 'x')\n"
+        "image = pd.DataFrame({'image': ['a'], 'psnr': [30.0], 'ssim': [0.9]})\n"
+        "(folder / f'ready{first}').touch()\n"
+        "while len(list(folder.glob('ready*'))) < 2:\n"
+        "    time.sleep(0.001)\n"
+        "for seed in range(first, 40, 2):\n"
+        "    store.add(key | {'seed': seed}, image, 1.0)\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(first)])
+        for first in (0, 1)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    store = Store(tmp_path / "results")
+    assert store.results.seed.tolist() == list(range(40))
+    assert len(store.images) == len(store.provenance) == 40
+
+
+def test_a_row_that_another_process_adds_meanwhile_is_not_computed_again(
+    bench, cell, computed, monkeypatch
+):
+    """Two runs share a grid: each takes what the other has not finished."""
+    mine, other = bench(), bench()
+    original = mine.compute
+
+    def compute(*arguments):
+        if not computed:
+            run(other, replace(cell, bits=3))
+        return original(*arguments)
+
+    monkeypatch.setattr(mine, "compute", compute)
+    rows = run(mine, cell, replace(cell, bits=3))
+    assert rows.bits.tolist() == [4, 3]
+    assert [c.bits for c in computed] == [3, 4]
+
+
+def test_a_method_that_changes_its_network_spoils_no_other_row(bench, cell, tmp_path):
+    method = tmp_path / "method.py"
+    method.write_text(
+        "import torch\n\n"
+        "def quantize(model, images, bits, seed):\n"
+        "    with torch.no_grad():\n"
+        "        for p in model.parameters():\n"
+        "            p.mul_(0.5)\n"
+        "    return model\n"
+    )
+    others = [cell, replace(cell, method="float", bits=32)]
+    before = run(bench(), *others)
+    later = bench()
+    later.store = Store(tmp_path / "later")
+    after = run(later, replace(cell, method=f"{method}:quantize"), *others)
+    assert after.psnr[0] != before.psnr[1]
+    assert after.psnr[1:].tolist() == before.psnr.tolist()
+
+
+def test_a_method_of_ones_own_may_begin_with_sq():
+    assert len(grid(["net"], ["x"], ["squeeze.py:quantize", "sq", "sq-w"], [8, 4])) == 5
+
+
+def test_a_run_without_a_cell_is_refused(bench):
+    with pytest.raises(ValueError, match="no cell to compute"):
+        bench().run([])
 
 
 def test_an_empty_store(tmp_path):

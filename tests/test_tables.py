@@ -4,15 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfsq.convert import float_digest
 from dfsq.sr.datasets import BENCHMARK_SETS
+from dfsq.sr.zoo import load_model
 from dfsq.study import tables
 from dfsq.study.benchmark import (
     CALIBRATION,
     KEY,
-    METHOD_VERSION,
     RESULTS_FOLDER,
     Cell,
     Store,
+    method_version,
     standard_grid,
 )
 
@@ -20,7 +22,8 @@ from dfsq.study.benchmark import (
 def row(method, bits, psnr, **other):
     values = dict.fromkeys(KEY, "x") | {
         "model": "net", "dataset": "Set5", "images": 5, "layers": "body", "method": method,
-        "bits": bits, "seed": 0, "draw": 0, "method_version": 1, "protocol_version": 1,
+        "bits": bits, "seed": 0, "draw": 0, "protocol_version": 1,
+        "method_version": method_version(method),
         "calibration": "" if bits == 32 else CALIBRATION, "psnr": psnr, "ssim": 0.9,
     }  # fmt: skip
     values |= other
@@ -96,7 +99,9 @@ def test_least_loss_is_best(rows, images):
 def test_only_whole_sets_of_this_version(rows):
     other = [
         row("dfsq", 3, 1.0, images=4),
-        row("dfsq", 3, 1.0, method_version=METHOD_VERSION + 1),
+        row("dfsq", 3, 1.0, method_version=method_version("dfsq") + 1),
+        row("static-tensor-minmax", 3, 1.0, method_version=1),
+        row("dfsq", 3, 1.0, model="edsr-x2", weights_digest="of other weights"),
         row("dfsq", 3, 1.0, seed=1),
         row("dfsq", 3, 1.0, draw=1),
         row("dfsq", 3, 1.0, calibration=f"{CALIBRATION}, 8 of 96"),
@@ -123,7 +128,10 @@ def test_what_is_absent():
             for c in grid
         ]
     )  # fmt: skip
+    held.loc[held.model == "edsr-x2", "weights_digest"] = float_digest(load_model("edsr-x2"))[:16]
     assert tables.absent(held).empty
+    retrained = held.assign(weights_digest="of other weights")
+    assert set(tables.absent(retrained).model) == {"edsr-x2"}
     others = held[~held.calibration.str.contains("of 160")]
     assert tables.absent(others).method.tolist() == [
         "dfsq-points (other seeds or crops), dfsq-exact (other seeds or crops)"

@@ -5,6 +5,7 @@ determines the numbers, so that a row which stands never has to be computed agai
 is stale can stand. Rows are appended as they finish; a killed run loses the row in work.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -34,8 +35,10 @@ from ..sr.zoo import is_user_function, user_function
 from ..universal import universal_set
 from .devices import choose_device
 
-#: Raised when the output of a method changes, so that older rows no longer stand.
+#: Raised when the output of all methods changes, so that older rows no longer stand.
 METHOD_VERSION = 1
+#: The same of a method by itself; these take the extremes of all values, not of a sample.
+METHOD_VERSIONS = {"static-tensor-minmax": 2, "static-channel-minmax": 2}
 #: Raised when the measurement changes.
 PROTOCOL_VERSION = 1
 
@@ -194,7 +197,7 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
         cell = Cell(model, dataset, method, width, seed, limit, **others)
         if cell.plain:
             cell = replace(cell, bits=32, seed=0, draw=0, layers="body", crops=32, crop_size=None)
-        elif method.startswith("sq") and (width > 4 or cell.layers == "all"):
+        elif _preset(method) in ("sq", "sq-a") and (width > 4 or cell.layers == "all"):
             continue  # its universal set has 15 magnitudes
         if cell not in cells:
             cells.append(cell)
@@ -217,6 +220,7 @@ def standard_grid():
     one_sided += ["uniform-minmax-a", "free-a"]
     cells = grid([main], sets, plain + core, [4, 3, 2])
     cells += grid([main], sets, presets + one_sided, [4])
+    cells += grid([main], sets, ["static-channel-mse"], [2, 3])  # clipped, unlike uniform-minmax
     cells += grid(["edsr-x2"], sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
         cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
@@ -234,8 +238,10 @@ def standard_grid():
     return list(dict.fromkeys(cells))
 
 
-#: One ingredient of the default method less, one more than the released method, and variations.
+#: One ingredient of the default method less, one more than the released method, and variations;
+#: controls have its weights with uniform activations.
 ABLATIONS = (
+    "uniform-minmax",
     "dfsq",
     "dfsq:bias_correction=true",
     "dfsq-points",
@@ -244,6 +250,8 @@ ABLATIONS = (
     "dfsq-points:compensation=true",
     "dfsq-points:least_squares=true,compensation=true",
     "dfsq-exact",
+    "dfsq-exact:normalization=minmax",
+    "dfsq-exact:normalization=static-channel,static_range=mse",
     "dfsq-exact:selector=kmeans-hist",
     "dfsq-exact:error_units=normalized",
     "dfsq-exact:weights=minmax",
@@ -296,9 +304,13 @@ class Store:
     TABLES = {"images": ["id", "image"], "provenance": ["id"], "results": KEY}  # noqa: RUF012
 
     def __init__(self, folder=RESULTS_FOLDER, standing=None):
-        self.folder = Path(folder)
+        self.folder, self.standing = Path(folder), standing
+        self.reload()
+
+    def reload(self):
+        """Read the files again, with what other processes have added since."""
         for name in self.TABLES:
-            setattr(self, name, self._read(name, *filter(None, (standing, folder))))
+            setattr(self, name, self._read(name, *filter(None, (self.standing, self.folder))))
 
     def _read(self, name, *folders):
         table = pd.DataFrame()
@@ -375,9 +387,19 @@ def config_digest(config):
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
+def _preset(method):
+    """The name of a method's preset."""
+    return method.partition(":")[0]
+
+
+def method_version(method):
+    """The version that a row of a method must have to stand."""
+    return METHOD_VERSIONS.get(_preset(method), METHOD_VERSION)
+
+
 def _parsed(method):
     """A preset's name, and the fields that differ."""
-    name, _, text = method.partition(":")
+    name, text = _preset(method), method.partition(":")[2]
     changes = {}
     for part in filter(None, text.split(",")):
         field, equals, value = part.partition("=")
@@ -481,7 +503,9 @@ class Bench:
         if is_user_function(cell.method):
             try:
                 function = user_function(cell.method)
-                made = function(model, self.crop_images(cell), cell.bits, cell.seed)
+                crops = self.crop_images(cell)
+                # other rows need the network as it is, should the function change its own
+                made = function(copy.deepcopy(model), crops, cell.bits, cell.seed)
             except Exception as error:
                 message = f"{cell.method} failed: {type(error).__name__}: {error}"
                 raise ValueError(message) from error
@@ -534,7 +558,7 @@ class Bench:
             )[:16],
             "calibration_digest": calibration,
             "config_digest": config,
-            "method_version": METHOD_VERSION,
+            "method_version": method_version(cell.method),
             "protocol_version": PROTOCOL_VERSION,
         }
 
@@ -568,11 +592,20 @@ class Bench:
     def run(self, cells, *, progress=True):
         """Compute the cells that the store does not hold yet, each stored as it is finished.
 
+        A row that another process has added meanwhile is not computed again.
+
         Returns
         -------
         pandas.DataFrame
             The rows of all `cells`, in their order.
+
+        Raises
+        ------
+        ValueError
+            Without a cell.
         """
+        if not cells:
+            raise ValueError("no cell to compute; activations by SQ's set go with 2 to 4 bits")
         missing = self.missing(cells)
         self.keep_inputs = any(
             needs_inputs(self.config(cell))
@@ -600,6 +633,9 @@ class Bench:
             for i, cell in enumerate(missing):
                 name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
                 bar.set_description_str(f"row {i + 1} of {len(missing)}: {name}")
+                self.store.reload()
+                if not self.missing([cell]):
+                    continue
                 began = time.perf_counter()
                 per_image = self.compute(cell, lambda pair, c=cell: bar.update(work(c, pair)))
                 seconds = time.perf_counter() - began

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from ..convert import float_digest
 from ..sr.datasets import BENCHMARK_SETS
 from ..sr.fetch import files_of
-from .benchmark import CALIBRATION, METHOD_VERSION, PROTOCOL_VERSION, standard_grid
+from ..sr.zoo import ENTRIES, load_model, model_names
+from .benchmark import CALIBRATION, PROTOCOL_VERSION, method_version, standard_grid
 
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
 
@@ -28,8 +30,30 @@ def published():
     return wide.loc[pd.MultiIndex.from_frame(order)].reset_index().rename_axis(columns=None)
 
 
+def current(results):
+    """Rows of the current versions and, for the project's own networks, of the weights they have.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Of a :class:`dfsq.study.benchmark.Store`.
+    """
+    digests = {
+        name: float_digest(load_model(name))[:16]
+        for name in {*results.model} & {*model_names()}
+        if ENTRIES[name].embedded
+    }
+    pairs = zip(results.model, results.weights_digest, strict=True)
+    stale = [digests.get(name, digest) != digest for name, digest in pairs]
+    return results[
+        ~np.array(stale, dtype=bool)
+        & (results.method_version == results.method.map(method_version))
+        & (results.protocol_version == PROTOCOL_VERSION)
+    ]
+
+
 def whole_sets(results):
-    """Rows of the current versions on whole benchmark sets, with default seed and calibration.
+    """Rows of :func:`current` on whole benchmark sets, with default seed and calibration.
 
     Parameters
     ----------
@@ -42,13 +66,12 @@ def whole_sets(results):
         If two rows of a cell stand, of other weights or images: one of them is stale.
     """
     sizes = {name: len(files_of(name)) for name in BENCHMARK_SETS}
-    rows = results[
-        (results.images == results.dataset.map(sizes))
-        & (results.seed == 0)
-        & (results.draw == 0)
-        & results.calibration.isin(["", CALIBRATION])
-        & (results.method_version == METHOD_VERSION)
-        & (results.protocol_version == PROTOCOL_VERSION)
+    rows = current(results)
+    rows = rows[
+        (rows.images == rows.dataset.map(sizes))
+        & (rows.seed == 0)
+        & (rows.draw == 0)
+        & rows.calibration.isin(["", CALIBRATION])
     ]
     cell = ["model", "dataset", "layers", "method", "bits"]
     twice = rows[rows.duplicated(cell, keep=False)]
@@ -70,12 +93,9 @@ def absent(results):
         Columns ``model``, ``layers``, ``bits``, ``dataset`` and ``method``; rows that differ in
         one of the last three only are listed as one.
     """
-    current = results[
-        (results.method_version == METHOD_VERSION) & (results.protocol_version == PROTOCOL_VERSION)
-    ]
     sizes = {name: len(files_of(name)) for name in BENCHMARK_SETS}
     names = ["model", "layers", "method", "bits", "seed", "draw", "dataset"]
-    held = current[[*names, "calibration", "images"]]
+    held = current(results)[[*names, "calibration", "images"]]
     held = set(held.itertuples(index=False, name=None))
     missing = [
         cell
