@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +25,9 @@ def main(arguments=None):
     from .study.notebooks import NotebookError
 
     try:
-        options.run(options)
-        sys.stdout.flush()
+        with _sigterm_raises():
+            options.run(options)
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exit would fail again
         return 1
@@ -34,6 +38,23 @@ def main(arguments=None):
         print("dfsq: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _sigterm_raises():
+    """Within this, SIGTERM is an exception, as Ctrl-C is, so that temporary files are removed."""
+
+    def leave(number, _):
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser():

@@ -2,8 +2,10 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 
 import nbformat
 import numpy as np
@@ -381,6 +383,41 @@ def test_train_killed_and_resumed(photos, folder):
     assert curves[0].equals(curves[1]), at
     assert list(curves[0].step) == ["3", "6", "9", "12"]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()), at
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_train_told_to_end(photos, folder):
+    """By SIGTERM, at some step: it is saved, and the run goes on from there."""
+    command = [sys.executable, "-m", "dfsq.cli", *TRAIN, "--float32", "--steps", "5000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        assert any(line.startswith("step 50/5000 ") for line in run.stdout)
+        run.terminate()
+        told = run.stdout.read().splitlines()
+    assert run.returncode == 128 + signal.SIGTERM
+    step = torch.load("runs/edsr-x2/checkpoint.pt", weights_only=True)["step"]
+    assert told[-1] == f"step {step}: saved; the same command goes on from here"
+    assert sorted(p.name for p in (folder / "runs/edsr-x2").iterdir()) == [
+        "checkpoint.pt",
+        "log.csv",
+        "recipe.json",
+    ]
+
+
+def test_sigterm_removes_temporary_folders(folder, monkeypatch):
+    """As Ctrl-C does; the handler before is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work(options):
+        with tempfile.TemporaryDirectory(dir=folder):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("dfsq.cli._fetch", work)
+    with pytest.raises(SystemExit) as left:
+        main(["fetch"])
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not list(folder.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_train_and_publish(photos, folder, capsys, monkeypatch):

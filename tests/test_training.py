@@ -2,6 +2,8 @@
 
 import csv
 import json
+import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -233,6 +235,104 @@ def test_a_kill_at_any_step(data, uninterrupted, tmp_path, monkeypatch, at, netw
         run(data, tmp_path, 9, RECIPES[network])
     assert found == losses
     assert_same_run(tmp_path, out)
+
+
+def told_to_stop(monkeypatch, number, at):
+    """A signal that arrives in the midst of a step: Ctrl-C, say."""
+    original = training._Run.advance
+
+    def advance(run, *batch):
+        if run.step == at:
+            signal.raise_signal(number)
+        original(run, *batch)
+
+    monkeypatch.setattr(training._Run, "advance", advance)
+
+
+def stopped(at, *arguments, **options):
+    """A run with Ctrl-C in the midst of a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        told_to_stop(patch, signal.SIGINT, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(*arguments, **options)
+
+
+@pytest.mark.parametrize("network", RECIPES)
+@pytest.mark.parametrize("at", [0, 3, 4, 8])
+def test_a_stop_loses_no_step(data, uninterrupted, tmp_path, capsys, at, network):
+    """The step in work is done and saved; the run that goes on is the unbroken one."""
+    out, losses = uninterrupted[network]
+    with recorded_losses() as found:
+        stopped(at, data, tmp_path, 9, RECIPES[network])
+        assert read_checkpoint(tmp_path)["step"] == at + 1
+        assert sorted(found) == list(range(1, at + 2))
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"step {at + 1}: saved; the same command goes on from here"
+        run(data, tmp_path, 9, RECIPES[network])
+    assert found == losses
+    assert_same_run(tmp_path, out)
+
+
+def test_stopped_time_and_again(data, uninterrupted, tmp_path):
+    for at in range(9):
+        stopped(at, data, tmp_path, 9)
+    assert_same_run(tmp_path, uninterrupted["edsr"][0])
+
+
+def test_a_stop_does_then_what_it_did_before(data, tmp_path, monkeypatch):
+    """Whoever handles SIGTERM still does, and after the run as before it."""
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        told_to_stop(monkeypatch, signal.SIGTERM, 1)
+        run(data, tmp_path, 9)
+        assert asked == [signal.SIGTERM]
+        assert read_checkpoint(tmp_path)["step"] == 2
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_ignored_signal_is_ignored(data, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        told_to_stop(monkeypatch, signal.SIGTERM, 1)
+        run(data, tmp_path, 3)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read_checkpoint(tmp_path)["step"] == 3
+
+
+def test_the_second_stop_does_not_wait(data, tmp_path, monkeypatch):
+    original = training._Run.save
+
+    def save(run, held_out=None):
+        signal.raise_signal(signal.SIGINT)
+        original(run, held_out)
+
+    monkeypatch.setattr(training._Run, "save", save)
+    stopped(4, data, tmp_path, 9, save_every=9)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_without_losses(data, uninterrupted, tmp_path):
+    """As versions before this one wrote them, where a row of the log was due."""
+    run(data, tmp_path, 3)
+    state = read_checkpoint(tmp_path)
+    assert state.pop("losses") == []
+    torch.save(state, tmp_path / "checkpoint.pt")
+    run(data, tmp_path, 9)
+    assert_same_run(tmp_path, uninterrupted["edsr"][0])
+
+
+def test_in_another_thread(data, tmp_path):
+    """Which may not listen to signals."""
+    thread = threading.Thread(target=run, args=(data, tmp_path, 1))
+    thread.start()
+    thread.join()
+    assert read_checkpoint(tmp_path)["step"] == 1
 
 
 @pytest.mark.parametrize("while_writing", ["checkpoint.pt", "log.csv"])

@@ -1,8 +1,9 @@
-"""Training of super-resolution networks: a run that is killed goes on as if it had not been.
+"""Training of super-resolution networks: a run that is stopped goes on as if it had not been.
 
 Batches are a function of the seed and the step alone, and checkpoints, written whole, hold all the
-rest. In float32 on a CPU (with as many threads) a run in parts equals the run in one, to the last
-bit; on a GPU sums are taken in an order that changes from run to run.
+rest. Ctrl-C and SIGTERM wait for the step in work and a checkpoint of it; a run that is killed goes
+on from the checkpoint before. In float32 on a CPU (with as many threads) a run in parts equals the
+run in one, to the last bit; on a GPU sums are taken in an order that changes from run to run.
 """
 
 import copy
@@ -10,6 +11,8 @@ import csv
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +114,39 @@ def _say(text):
     print(text, flush=True)  # also where the output goes to a file
 
 
+class _Stop:
+    """Within this, Ctrl-C and SIGTERM are noted, and do what they did before when it is time.
+
+    Only the first: the next one does not wait. One that the process ignores is left ignored.
+    """
+
+    def __enter__(self):
+        self.asked, self._before = None, {}
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, _):
+        self.asked = number
+        self.__exit__()
+
+    def now(self):
+        """Do what was asked."""
+        signal.raise_signal(self.asked)
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
 def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=None):
     """Train, or go on training, until `steps` steps are done.
+
+    Ctrl-C and SIGTERM, in the main thread, stop the run after the step in work and a checkpoint;
+    a second one stops it at once.
 
     Parameters
     ----------
@@ -161,20 +195,27 @@ def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=N
 
     first, began = run.step, time.perf_counter()
     told_every = max(1, min(50, (steps - first) // 10))
-    while run.step < steps:
-        run.advance(*patches.batch(run.recipe, run.step))
-        saved = run.step % save_every == 0 or run.step == steps
-        spent = time.perf_counter() - began
-        if run.step % told_every == 0 or saved:
-            losses = run.losses()
-            pace = spent / (run.step - first)
-            _say(
-                f"step {run.step}/{steps}  L1 {np.mean(losses[-told_every:]):.5f}  "
-                f"{pace:.2f} s/step  {pace * (steps - run.step) / 60:.0f} min left"
-            )
-        if saved:
-            psnr = run.save(held_out)
-            _say(f"step {run.step}: saved; validation PSNR-Y {psnr:.3f} dB")
+    with _Stop() as stop:
+        while run.step < steps:
+            run.advance(*patches.batch(run.recipe, run.step))
+            due = run.step % save_every == 0 or run.step == steps
+            if stop.asked:  # nothing is said before: who reads it may have been stopped as well
+                run.save(held_out if due else None)
+                break
+            spent = time.perf_counter() - began
+            if run.step % told_every == 0 or due:
+                losses = run.losses()
+                pace = spent / (run.step - first)
+                _say(
+                    f"step {run.step}/{steps}  L1 {np.mean(losses[-told_every:]):.5f}  "
+                    f"{pace:.2f} s/step  {pace * (steps - run.step) / 60:.0f} min left"
+                )
+            if due:
+                psnr = run.save(held_out)
+                _say(f"step {run.step}: saved; validation PSNR-Y {psnr:.3f} dB")
+        if stop.asked:
+            _say(f"step {run.step}: saved; the same command goes on from here")
+            stop.now()
 
 
 def _tell(facts):
@@ -205,7 +246,7 @@ class _Run:
         torch.manual_seed(recipe.seed)
         model = recipe.build()
         self.data, self.initial, self.step, self.seconds = None, None, 0, 0.0
-        self.rows = []
+        self.rows, self._losses = [], []
         if self.resumed:
             model.load_state_dict(state["model"])
             self.data, self.initial = state["data"], state["initial"]
@@ -220,7 +261,8 @@ class _Run:
         if self.resumed:
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
-        self._losses, self._pending = [], []
+            self._losses = state.get("losses", [])
+        self._pending = []
 
     def _check(self, state, recipe):
         """Refuse a checkpoint that is not of this recipe or these initial weights."""
@@ -287,7 +329,7 @@ class _Run:
         self.step += 1
 
     def losses(self):
-        """Losses since the last checkpoint.
+        """Losses since the last row of the log.
 
         They are looked at when they are told, not at each step, which would hold up a GPU.
         """
@@ -303,15 +345,22 @@ class _Run:
             self._pending = []
         return self._losses
 
-    def save(self, held_out):
-        """Validate, and write log and checkpoint; the PSNR-Y in dB."""
-        losses = self.losses()
-        psnr = validate(self.averaged, held_out)
-        total = self.seconds + time.perf_counter() - self._began
-        values = (self.recipe.rate(self.step - 1), np.mean(losses), psnr, total)
-        values = (self.step, *(f"{value:.6g}" for value in values))
-        self.rows.append(dict(zip(LOG_FIELDS, values, strict=True)))
-        self._losses = []
+    def _spent(self):
+        """Seconds in all, those of earlier runs included."""
+        return self.seconds + time.perf_counter() - self._began
+
+    def save(self, held_out=None):
+        """Write log and checkpoint; the PSNR-Y in dB on the held-out images.
+
+        Without images no row is added to the log: its next one is then that of an unbroken run.
+        """
+        losses, psnr = self.losses(), None
+        if held_out is not None:
+            psnr = validate(self.averaged, held_out)
+            values = (self.recipe.rate(self.step - 1), np.mean(losses), psnr, self._spent())
+            values = (self.step, *(f"{value:.6g}" for value in values))
+            self.rows.append(dict(zip(LOG_FIELDS, values, strict=True)))
+            self._losses = []
         state = {
             "recipe": self.recipe.facts(),
             "data": self.data,
@@ -319,8 +368,9 @@ class _Run:
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "losses": self._losses,
             "step": self.step,
-            "seconds": total,
+            "seconds": self._spent(),
             "device": self.device,
         }
         # the log first: rows beyond the checkpoint are dropped when the run goes on
