@@ -499,6 +499,11 @@ def _train(options):
     initial = options.initial
     if initial is None and not (out / "checkpoint.pt").exists():
         initial = recipes.default_initial(options.name)
+        if initial is None and recipe.scale == 4:
+            print(
+                f"no weights of {options.name.replace('-x4', '-x2')} to start from in "
+                f"{recipes.WEIGHTS_FOLDER}: starting from random ones; --initial FILE takes others"
+            )
     train(
         options.data,
         out,
@@ -518,7 +523,10 @@ def _publish(options):
     weights = publishing.publish(options.name, run, folder, device=options.device)
     print(f"{weights}  {weights.stat().st_size / 1e6:.1f} MB; the rest in {folder}")
     if weights.parent != folder:
-        print("too large for a repository: these weights belong beside a release")
+        print(
+            "too large for a repository: these weights belong beside a release; commands take "
+            f"them by their file: dfsq bench --models {weights}"
+        )
 
 
 def _run(options):

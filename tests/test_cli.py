@@ -434,9 +434,24 @@ def test_train_and_publish(photos, folder, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert "published/edsr-x4.safetensors  3.0 MB" in told
     assert (folder / "published" / "edsr-x4.md").is_file()
-    arguments += ["--initial", "none", "--out", "anew"]
-    assert main(["train", "edsr-x4", *arguments]) == 0
-    assert "tensors taken" not in capsys.readouterr().out
+    monkeypatch.setattr("dfsq.study.publishing.LARGEST", 1000)
+    assert main(["publish", "edsr-x4", "--out", "published"]) == 0
+    told = capsys.readouterr().out
+    assert "by their file: dfsq bench --models runs/edsr-x4/edsr-x4.safetensors" in told
+    arguments += ["--out", "anew"]
+    assert main(["train", "edsr-x4", *arguments, "--initial", "none"]) == 0
+    told = capsys.readouterr().out
+    assert "tensors taken" not in told
+    assert "no weights" not in told
+
+
+def test_train_says_that_there_are_no_weights_to_start_from(photos, folder, capsys, monkeypatch):
+    monkeypatch.setattr("dfsq.study.recipes.WEIGHTS_FOLDER", folder)
+    arguments = ["--data", "photos", "-p", "patch", "8", "-p", "batch", "1", "--steps"]
+    for steps, says in (("1", True), ("2", False)):  # the second goes on
+        assert main(["train", "edsr-x4", *arguments, steps]) == 0
+        message = f"no weights of edsr-x2 to start from in {folder}: starting from random ones"
+        assert (message in capsys.readouterr().out) == says
 
 
 def test_train_goes_on_from_the_projects_weights(photos, folder, capsys):
@@ -500,5 +515,6 @@ def test_a_network_that_is_not_trained_yet(photo, capsys, monkeypatch, tmp_path)
     message = error(capsys, "upscale", photo, "--model", "rdn-x4")
     assert "not trained yet" in message
     assert "`dfsq train rdn-x4`, then `dfsq publish rdn-x4`" in message
+    assert "in place of the name, runs/rdn-x4/rdn-x4.safetensors" in message
     message = error(capsys, "upscale", photo, "--model", "nothing")
     assert "there are edsr-x2, edsr-baseline-x2" in message  # no name without weights

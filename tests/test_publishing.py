@@ -18,7 +18,7 @@ from dfsq.sr.imaging import imresize, psnr_y
 from dfsq.study import publishing, recipes
 from dfsq.study.publishing import card, page, publish
 from dfsq.study.recipes import Recipe
-from dfsq.study.training import read_checkpoint, train, validate
+from dfsq.study.training import LOG_FIELDS, read_checkpoint, train, validate, write_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,7 +73,7 @@ def test_what_is_published(trained, tmp_path, name, monkeypatch):
         half = averaged[key].half() if averaged[key].is_floating_point() else averaged[key]
         assert torch.equal(value, half)
     with safe_open(target, "pt") as file:
-        assert file.metadata() == {"step": "4"}
+        assert file.metadata() == {"step": "4", "value_range": "1"}
 
     monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path / "weights")
     model = zoo.load_model(name)
@@ -137,6 +137,30 @@ def test_large_weights_stay_beside_the_run(trained, tmp_path, monkeypatch):
     assert files == [".csv", ".json", ".md", ".png"]
     text = (tmp_path / "weights" / "edsr-x2.md").read_text()
     assert "too large for the repository" in text
+    assert 'load_model("edsr-x2.safetensors")' in text
+
+
+def test_large_weights_are_taken_by_their_file(tmp_path, monkeypatch):
+    """As published, with no word of the range of values."""
+    averaged = zoo.load_model("edsr-x2").state_dict()
+    state = {
+        "recipe": recipes.RECIPES["edsr-x2"].facts(),
+        "averaged": averaged,
+        "step": 4,
+        "seconds": 1.0,
+        "device": "cpu",
+        "initial": None,
+        "data": json.loads((zoo.WEIGHTS_FOLDER / "edsr-x2.json").read_text())["data"],
+    }
+    torch.save(state, tmp_path / "checkpoint.pt")
+    row = dict.fromkeys(LOG_FIELDS, 1.0) | {"step": 4}
+    write_log(tmp_path / "log.csv", [row])
+    monkeypatch.setattr(publishing, "LARGEST", 1000)
+    target = publish("edsr-x2", tmp_path, tmp_path / "weights", sets=(), device="cpu")
+    assert target == tmp_path / "edsr-x2.safetensors"
+    loaded = zoo.load_model(target)
+    assert loaded.value_range == 1
+    assert all(torch.equal(v, averaged[k]) for k, v in loaded.state_dict().items())
 
 
 def test_only_rdn_is_too_large():
@@ -189,7 +213,7 @@ def test_the_projects_own_files(repository):
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             assert facts["weights"] == {"bytes": weights.stat().st_size, "sha256": digest}
             with safe_open(weights, "pt") as file:
-                assert file.metadata() == {"step": str(facts["steps"])}
+                assert file.metadata()["step"] == str(facts["steps"])
     committed = {path.stem for path in folder.glob("*.safetensors")}
     assert committed <= {path.stem for path in folder.glob("*.json")}
     assert page(folder)

@@ -98,6 +98,20 @@ def test_a_wrong_value_range_is_refused_and_named(embedded, tmp_path):
     assert load_model(tmp_path / "ours.safetensors", value_range=1).value_range == 1
 
 
+def test_a_file_says_its_value_range(embedded, tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_file(embedded.state_dict(), path, {"value_range": "1"})
+    assert load_model(path).value_range == 1
+    with pytest.raises(ValueError, match=r"value_range=255 gives .* give value_range=1"):
+        load_model(path, value_range=255)  # what is given counts
+    for text in ("wide", "0", "nan"):
+        save_file(embedded.state_dict(), path, {"value_range": text})
+        message = rf"metadata of .*ours\.safetensors must be a positive .* not '{text}'"
+        with pytest.raises(ValueError, match=message):
+            load_model(path)
+        assert load_model(path, value_range=1).value_range == 1
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_an_untrained_network_is_refused(tmp_path, scale):
     torch.save(random_state(scale=scale), tmp_path / "edsr.pt")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from .datasets import photograph
@@ -54,8 +54,9 @@ def load_model(name, *, value_range=None):
         or the SRResNet of DFSQ's authors; or a function of the user's that returns a network,
         ``FILE.py:NAME``, see :func:`user_function`.
     value_range : float, optional
-        For a file: the range of the RGB values that its weights expect, 255 or 1; by default that
-        of the official files, 1 for IMDN and 255 for the others.
+        For a file: the range of the RGB values that its weights expect, 255 or 1; by default what
+        a file of `dfsq publish` says of itself, else that of the official files, 1 for IMDN and
+        255 for the others.
 
     Returns
     -------
@@ -86,7 +87,9 @@ def load_model(name, *, value_range=None):
                 f"the weights of {name!r} are not installed at {path}; "
                 + (
                     "this network is not trained yet, or its weights are too large to come with "
-                    f"the project: `dfsq train {name}`, then `dfsq publish {name}`"
+                    f"the project: `dfsq train {name}`, then `dfsq publish {name}`; weights that "
+                    "are too large stay in the run's folder: give their file in place of the name, "
+                    f"runs/{name}/{name}.safetensors"
                     if any(WEIGHTS_FOLDER.glob("*.safetensors"))
                     else "run from a checkout, or `pip install -e .` in one"
                 )
@@ -104,9 +107,30 @@ def load_model(name, *, value_range=None):
         )
     if value_range is not None and not 0 < value_range < float("inf"):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
-    model = from_state(read_weights(path), value_range).eval()
+    state = read_weights(path)
+    model = from_state(state, value_range or _stored_value_range(path)).eval()
     _check_beats_bicubic(model, path, model.value_range)
     return model
+
+
+def _stored_value_range(path):
+    """The value range that a file of `dfsq publish` says its weights expect, or None."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("value_range")
+    if text is None:
+        return None
+    try:
+        value_range = float(text)
+    except ValueError:
+        value_range = 0.0
+    if not 0 < value_range < float("inf"):
+        raise ValueError(
+            f"value_range in the metadata of {path} must be a positive number, such as 255 or 1, "
+            f"not {text!r}; give value_range"
+        )
+    return value_range
 
 
 def is_user_function(name):

@@ -99,7 +99,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_log(run / "log.csv", state["step"])
-    write(target, lambda path: save_file(weights, path, {"step": str(state["step"])}))
+    metadata = {"step": str(state["step"]), "value_range": "1"}
+    write(target, lambda path: save_file(weights, path, metadata))
     facts = {
         "name": name,
         "parameters": parameters,
@@ -138,8 +139,8 @@ def card(facts):
     size = f"{facts['parameters'] / 1e6:.2f} million parameters, {weights['bytes'] / 1e6:.1f} MB"
     where = TOO_LARGE if weights["bytes"] > LARGEST else ""
     measured = [
-        (where, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
-        for where, row in facts["psnr"].items()
+        (benchmark, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
+        for benchmark, row in facts["psnr"].items()
     ]
     device = {"cpu": "a CPU", "cuda": "a GPU"}[facts["device"]]
     parts = [
@@ -156,7 +157,7 @@ def card(facts):
         "## Data",
         _data(facts["data"]),
         "## Use and limits",
-        USE.format(name=name, scale=recipe["scale"]),
+        USE.format(name=f"{name}.safetensors" if where else name, scale=recipe["scale"]),
     ]
     return "\n\n".join(parts) + "\n"
 
