@@ -226,6 +226,11 @@ def _parser():
         "--run", metavar="FOLDER", dest="folder", help="of dfsq train (default: runs/NAME)"
     )
     publish.add_argument("--out", metavar="FOLDER", help="(default: the project's own weights)")
+    publish.add_argument(
+        "--sets", nargs="+", metavar="DATASET",
+        help="to measure on, as for bench; the card names the benchmark sets not among them "
+        "(default: Set5 Set14 B100 Urban100)",
+    )  # fmt: skip
     publish.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
 
     run = command(
@@ -345,7 +350,7 @@ def _upscale(options):
     from . import load
     from .sr.datasets import open_image
     from .sr.upscaling import upscale, upscale_photograph
-    from .study.large import LARGE, upscale_large
+    from .study.large import LARGE, has_parts, upscale_large
 
     config = _config(options)
     images = [(Path(path), open_image(path)) for path in options.images]
@@ -368,7 +373,7 @@ def _upscale(options):
         model = _quantized(options, config, model)
     width = f"w{config.weight_bits}a{config.act_bits}"
     for path, image in tqdm(images, "upscaling", unit="image"):
-        is_large = image.width * image.height > LARGE and hasattr(model, "features")
+        is_large = image.width * image.height > LARGE and has_parts(model)
         how = partial(upscale_large, progress=True) if is_large else upscale
         result = upscale_photograph(model, image, how)
         target = folder / f"{path.stem}_x{model.scale}_{width}.png"
@@ -516,11 +521,13 @@ def _train(options):
 
 
 def _publish(options):
+    from .sr.datasets import BENCHMARK_SETS
     from .study import publishing
 
     folder = _writable_folder(options.out or publishing.WEIGHTS_FOLDER)
     run = options.folder or Path("runs") / options.name
-    weights = publishing.publish(options.name, run, folder, device=options.device)
+    sets = options.sets or BENCHMARK_SETS
+    weights = publishing.publish(options.name, run, folder, sets=sets, device=options.device)
     print(f"{weights}  {weights.stat().st_size / 1e6:.1f} MB; the rest in {folder}")
     if weights.parent != folder:
         print(

@@ -128,6 +128,22 @@ def test_the_card_tells_the_facts(trained, tmp_path):
     assert "the same network after 3,500 steps." in card(later)
 
 
+def test_the_card_names_the_sets_not_measured(trained, tmp_path, monkeypatch):
+    pairs = publishing.load_dataset("photos", 2)
+    monkeypatch.setattr(publishing, "load_dataset", lambda name, scale: pairs)
+    run = trained("edsr-x2")
+
+    def results(sets):
+        target = published(run, "edsr-x2", sets=sets)
+        text = target.with_suffix(".md").read_text()
+        return text[text.index("## Results") : text.index("## Training")]
+
+    found = results(("Set14", "photographs"))
+    assert re.findall(r"^\| (\w+) \| \d", found, re.M) == ["Set14", "photographs"]
+    assert found.endswith("\n\nNot measured: Set5, B100, Urban100.\n\n")
+    assert "Not measured" not in results(publishing.BENCHMARK_SETS)
+
+
 def test_large_weights_stay_beside_the_run(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "LARGEST", 1000)
     run = trained("edsr-x2")

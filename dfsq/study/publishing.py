@@ -52,7 +52,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
         card) go, and the averaged weights, in half precision, as ``NAME.safetensors``. Weights of
         more than 20 MB stay in `run`.
     sets : sequence of str
-        Data sets to measure PSNR-Y on, in float32.
+        Data sets to measure PSNR-Y on, in float32; the card names the benchmark sets that are not
+        among them.
     device : str, optional
         A GPU by default, if there is one.
 
@@ -116,6 +117,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
             "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
         },
         "psnr": psnr,
+        "not_measured": [benchmark for benchmark in BENCHMARK_SETS if benchmark not in sets],
     }
     use_style()
     curve = training_curve(pd.DataFrame(rows).astype(float))
@@ -137,6 +139,7 @@ def card(facts):
     """
     name, recipe, weights = facts["name"], facts["recipe"], facts["weights"]
     size = f"{facts['parameters'] / 1e6:.2f} million parameters, {weights['bytes'] / 1e6:.1f} MB"
+    missing = facts.get("not_measured")
     where = TOO_LARGE if weights["bytes"] > LARGEST else ""
     measured = [
         (benchmark, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
@@ -150,6 +153,7 @@ def card(facts):
         "## Results",
         f"PSNR-Y in dB by the standard protocol, in float32 with the weights as rounded. {RESULTS}",
         _table(("set", "bicubic", name), measured),
+        *([f"Not measured: {', '.join(missing)}."] if missing else []),
         "## Training",
         f"{facts['steps']:,} steps, {facts['hours']:g} hours on {device}, to "
         f"{facts['validation_psnr']:.2f} dB on held-out images. {_start(facts['initial'], recipe)}",
