@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_convert import make_images, quantize
 from torch import nn
 
+from dfsq.cli import main
 from dfsq.config import Config
 from dfsq.sr.models import edsr, imdn, rdn, rlfn, srresnet
 from dfsq.sr.upscaling import upscale
@@ -146,6 +148,33 @@ def test_the_network_is_as_before_when_something_fails(photograph, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         large.upscale_large(model, photograph)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Classifier(nn.Module):
+    """A network whose ``features`` are its layers and not a part to run alone."""
+
+    scale = 1
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+
+    def forward(self, x):
+        return self.features(x)
+
+
+def test_networks_without_the_two_parts(photograph, tmp_path, monkeypatch):
+    model = Classifier().eval()
+    assert not large.has_parts(model)
+    assert all(large.has_parts(make()) for make in NETWORKS.values())
+    with pytest.raises(ValueError, match="Classifier has no methods features and reconstruct"):
+        large.upscale_large(model, photograph)
+    monkeypatch.setattr("dfsq.sr.load_model", lambda name, value_range=None: model)
+    monkeypatch.setattr(large, "LARGE", 100)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photograph).save("photo.png")
+    assert main(["upscale", "photo.png", "--bits", "32"]) == 0
+    assert (tmp_path / "photo_x1_w32a32.png").is_file()
 
 
 @pytest.mark.slow

@@ -25,6 +25,11 @@ STRIP = 2**17
 HALO = 8
 
 
+def has_parts(model):
+    """Whether a network has the two parts that :func:`upscale_large` runs one after the other."""
+    return all(callable(getattr(model, part, None)) for part in ("features", "reconstruct"))
+
+
 @contextmanager
 def convolved_in_strips(model):
     """Within the context, convolutions of stride 1 take a few rows at a time.
@@ -124,6 +129,11 @@ def upscale_large(model, lr, *, progress=False):
     uint8 array, shape (scale*H, scale*W, 3)
         As :func:`dfsq.sr.upscaling.upscale` gives it; statistics are over the whole image.
 
+    Raises
+    ------
+    ValueError
+        For a network without these parts.
+
     Notes
     -----
     EDSR holds three maps of its body at a time, in float32: 768 bytes for each input pixel with 64
@@ -137,6 +147,11 @@ def upscale_large(model, lr, *, progress=False):
     >>> upscale_large(dfsq.sr.load_model("edsr-x2"), photograph).shape
     (64, 96, 3)
     """
+    if not has_parts(model):
+        raise ValueError(
+            f"{type(model).__name__} has no methods features and reconstruct; "
+            "dfsq.sr.upscaling.upscale takes any network"
+        )
     parameter = next(model.parameters())
     height, width = lr.shape[:2]
     out = np.empty((height * model.scale, width * model.scale, 3), np.uint8)
