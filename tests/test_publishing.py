@@ -18,7 +18,14 @@ from dfsq.sr.imaging import imresize, psnr_y
 from dfsq.study import publishing, recipes
 from dfsq.study.publishing import card, page, publish
 from dfsq.study.recipes import Recipe
-from dfsq.study.training import LOG_FIELDS, read_checkpoint, train, validate, write_log
+from dfsq.study.training import (
+    LOG_FIELDS,
+    read_checkpoint,
+    read_log,
+    train,
+    validate,
+    write_log,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,6 +131,22 @@ def test_the_card_tells_the_facts(trained, tmp_path):
     changed = facts | {"data": facts["data"] | {"too_small": 5, "left_out": {"a.png": "Set5/x"}}}
     assert "5 images smaller than a patch were left out." in card(changed)
     assert "Left out: `a.png` (shows Set5/x)." in card(changed)
+    assert (
+        "The weights of `srresnet-x2` that it began with were trained on 3 images of photos; "
+        "licence of the images: not known to this project: a folder of the user's."
+    ) in text
+    first = facts["initial"] | {"name": "X", "data": facts["data"] | {"licence": "CC0"}}
+    chained = card(facts | {"initial": facts["initial"] | {"initial": first}})
+    assert "The weights of `srresnet-x2` that it began with were trained on " in chained
+    assert "The weights of `X` that `srresnet-x2` began with were trained on " in chained
+    assert "licence of the images: CC0." in chained
+    earlier = {k: v for k, v in facts["initial"].items() if k not in ("data", "initial")}
+    unknown = card(facts | {"initial": earlier})  # as earlier versions left it
+    assert "What the weights of `srresnet-x2` that it began with were trained on is not" in unknown
+    both = card(facts | {"seconds": {"cuda": 720.0, "cpu": 5400.0}})
+    assert "4 steps, 0.2 hours on a GPU and 1.5 hours on a CPU, to " in both
+    assert "dB on held-out images. Started" in text
+    assert "dB on held-out images at step 2. Started" in card(facts | {"validated_at": 2})
     later = facts | {"recipe": facts["recipe"] | {"first_step": 3500}}
     assert "the same network after 3,500 steps." in card(later)
 
@@ -151,6 +174,9 @@ def test_large_weights_stay_beside_the_run(trained, tmp_path, monkeypatch):
     assert target == run / "edsr-x2.safetensors"
     files = sorted(p.suffix for p in (tmp_path / "weights").iterdir())
     assert files == [".csv", ".json", ".md", ".png"]
+    for suffix in (".csv", ".json"):  # for training that starts from them
+        beside = target.with_suffix(suffix).read_text()
+        assert beside == (tmp_path / "weights" / f"edsr-x2{suffix}").read_text()
     text = (tmp_path / "weights" / "edsr-x2.md").read_text()
     assert "too large for the repository" in text
     assert 'load_model("edsr-x2.safetensors")' in text
@@ -163,8 +189,7 @@ def test_large_weights_are_taken_by_their_file(tmp_path, monkeypatch):
         "recipe": recipes.RECIPES["edsr-x2"].facts(),
         "averaged": averaged,
         "step": 4,
-        "seconds": 1.0,
-        "device": "cpu",
+        "seconds_by_device": {"cpu": 1.0},
         "initial": None,
         "data": json.loads((zoo.WEIGHTS_FOLDER / "edsr-x2.json").read_text())["data"],
     }
@@ -182,6 +207,22 @@ def test_large_weights_are_taken_by_their_file(tmp_path, monkeypatch):
 def test_only_rdn_is_too_large():
     large = {n for n, made in recipes.RECIPES.items() if recipes.size(made)[1] > publishing.LARGEST}
     assert large == {"rdn-x2", "rdn-x4"}
+
+
+def test_a_run_that_was_stopped(trained, tmp_path):
+    """The last validation is told with its step; without one there is nothing to publish."""
+    run = trained("edsr-x2", 3)
+    rows = read_log(run / "log.csv", 3)
+    assert [row["step"] for row in rows] == ["2", "3"]
+    write_log(run / "log.csv", rows[:1])
+    facts = json.loads(published(run, "edsr-x2").with_suffix(".json").read_text())
+    assert (facts["steps"], facts["validated_at"]) == (3, 2)
+    assert facts["validation_psnr"] == float(rows[0]["validation_psnr"])
+    write_log(run / "log.csv", [])
+    message = r"stopped before its first validation; go on: `dfsq train edsr-x2`"
+    with pytest.raises(ValueError, match=message):
+        published(run, "edsr-x2", "others")
+    assert not (tmp_path / "others").exists()
 
 
 def test_what_is_refused(trained, tmp_path):

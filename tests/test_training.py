@@ -1,6 +1,7 @@
 """Training: a run that is stopped anywhere goes on as if it had not been."""
 
 import csv
+import hashlib
 import json
 import signal
 import threading
@@ -74,7 +75,7 @@ def flat(value):
 def assert_same_run(a, b):
     first, second = read_checkpoint(a), read_checkpoint(b)
     assert first.keys() == second.keys()
-    for part in first.keys() - {"seconds"}:
+    for part in first.keys() - {"seconds_by_device"}:
         for x, y in zip(flat(first[part]), flat(second[part]), strict=True):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, part
     assert log(a) == log(b)
@@ -317,14 +318,21 @@ def test_the_second_stop_does_not_wait(data, tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_checkpoint_without_losses(data, uninterrupted, tmp_path):
-    """As versions before this one wrote them, where a row of the log was due."""
+def test_a_checkpoint_of_earlier_versions(data, uninterrupted, tmp_path):
+    """Without losses, which were written where a row of the log was due; of one device."""
     run(data, tmp_path, 3)
     state = read_checkpoint(tmp_path)
     assert state.pop("losses") == []
-    torch.save(state, tmp_path / "checkpoint.pt")
+    assert list(state.pop("seconds_by_device")) == ["cpu"]
+    torch.save(state | {"seconds": 70.0, "device": "cuda"}, tmp_path / "checkpoint.pt")
     run(data, tmp_path, 9)
     assert_same_run(tmp_path, uninterrupted["edsr"][0])
+    seconds = read_checkpoint(tmp_path)["seconds_by_device"]
+    assert list(seconds) == ["cuda", "cpu"]
+    assert seconds["cuda"] == 70
+    with open(tmp_path / "log.csv", newline="") as file:
+        *_, last = csv.DictReader(file)
+    assert float(last["seconds"]) == pytest.approx(sum(seconds.values()), abs=0.1)
 
 
 def test_in_another_thread(data, tmp_path):
@@ -426,8 +434,10 @@ def test_going_on_from_published_weights(data, tmp_path):
     run(data, tmp_path / "out", 8, recipe, initial=path)
     saved = read_checkpoint(tmp_path / "out")
     assert (saved["step"], saved["recipe"]["first_step"]) == (8, 7)
-    assert saved["seconds"] > 420
+    assert saved["seconds_by_device"]["unknown"] == 420
+    assert saved["seconds_by_device"]["cpu"] > 0
     assert saved["initial"]["name"] == "w"
+    assert saved["initial"]["data"] is None
     assert all(torch.equal(saved["model"][k], v.float()) for k, v in initial.items())
     found = log(tmp_path / "out")
     assert [row["step"] for row in found] == ["5", "7", "8"]
@@ -435,6 +445,38 @@ def test_going_on_from_published_weights(data, tmp_path):
     run(data, tmp_path / "out", 10, recipe)  # the weights need not be named again
     run(data, tmp_path / "out", 11, recipe, initial=path)
     assert read_checkpoint(tmp_path / "out")["recipe"]["first_step"] == 7
+
+
+@pytest.mark.parametrize("of", ["these weights", "others"])
+def test_the_record_of_initial_weights_is_kept(data, tmp_path, of):
+    """What they were trained on, and how long on which device, if it is theirs."""
+    path = tmp_path / "w.safetensors"
+    weights(path)
+    path.with_suffix(".csv").write_text(f"{','.join(training.LOG_FIELDS)}\n7,1,0.1,20,420\n")
+    digest = hashlib.sha256(path.read_bytes() if of == "these weights" else b"").hexdigest()
+    record = {
+        "weights": {"sha256": digest},
+        "data": {"source": "BSDS500", "images": 349},
+        "initial": {"name": "v", "data": None},
+        "seconds": {"cuda": 20.0, "cpu": 400.0},
+    }
+    path.with_suffix(".json").write_text(json.dumps(record))
+    run(data, tmp_path / "out", 8, initial=path)
+    saved = read_checkpoint(tmp_path / "out")
+    if of == "others":
+        assert saved["initial"]["data"] is saved["initial"]["initial"] is None
+        assert list(saved["seconds_by_device"]) == ["unknown", "cpu"]
+        return
+    assert {key: saved["initial"][key] for key in ("data", "initial")} == {
+        key: record[key] for key in ("data", "initial")
+    }
+    assert saved["seconds_by_device"]["cuda"] == 20
+    assert 400 < saved["seconds_by_device"]["cpu"] < 420
+    recipe = replace(RECIPE, scale=4)  # another network: its time is its own
+    run(data, tmp_path / "x4", 1, recipe, initial=path)
+    saved = read_checkpoint(tmp_path / "x4")
+    assert list(saved["seconds_by_device"]) == ["cpu"]
+    assert saved["initial"]["data"] == record["data"]
 
 
 def test_x4_from_x2(data, tmp_path, capsys):

@@ -24,6 +24,7 @@ from .training import VALIDATE_ON, read_checkpoint, read_log, validate, write, w
 #: Weights of more bytes are not committed; they belong beside a release.
 LARGEST = 20_000_000
 
+DEVICES = {"cpu": "a CPU", "cuda": "a GPU", "unknown": "a device that is not known"}
 TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
 
 # What a model card says of every network.
@@ -50,7 +51,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     folder : path
         Where ``NAME.json`` (facts), ``NAME.csv`` (log), ``NAME.png`` (curve) and ``NAME.md`` (model
         card) go, and the averaged weights, in half precision, as ``NAME.safetensors``. Weights of
-        more than 20 MB stay in `run`.
+        more than 20 MB stay in `run`, with facts and log beside them too.
     sets : sequence of str
         Data sets to measure PSNR-Y on, in float32; the card names the benchmark sets that are not
         among them.
@@ -65,7 +66,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     Raises
     ------
     ValueError
-        If there is no such recipe, no checkpoint, or one of another network.
+        If there is no such recipe, no checkpoint, one of another network, or one that was saved
+        before the first validation.
     FileNotFoundError
         If a data set is neither here nor can be downloaded.
     """
@@ -79,6 +81,11 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     if recipe.network_facts() != RECIPES[name].network_facts():
         raise ValueError(
             f"the checkpoint in {run} is of the network {recipe.network_facts()}, not of {name}"
+        )
+    rows = read_log(run / "log.csv", state["step"])
+    if not rows:
+        raise ValueError(
+            f"the run in {run} was stopped before its first validation; go on: `dfsq train {name}`"
         )
     weights = {  # the counters of batch normalization stay integers
         key: (value.half() if value.is_floating_point() else value).contiguous()
@@ -99,16 +106,15 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     parameters, held = size(recipe)
     target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = read_log(run / "log.csv", state["step"])
     metadata = {"step": str(state["step"]), "value_range": "1"}
     write(target, lambda path: save_file(weights, path, metadata))
     facts = {
         "name": name,
         "parameters": parameters,
         "steps": state["step"],
-        "hours": round(state["seconds"] / 3600, 2),
-        "device": state["device"],
+        "seconds": {name: round(value, 1) for name, value in state["seconds_by_device"].items()},
         "validation_psnr": float(rows[-1]["validation_psnr"]),
+        "validated_at": int(rows[-1]["step"]),
         "recipe": recipe.facts(),
         "initial": state["initial"],
         "data": state["data"],
@@ -122,10 +128,12 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     use_style()
     curve = training_curve(pd.DataFrame(rows).astype(float))
     beside = folder / name  # suffixes are appended to it
-    write_log(beside.with_suffix(".csv"), rows)
     write(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
-    for suffix, text in ((".json", json.dumps(facts, indent=2) + "\n"), (".md", card(facts))):
-        write(beside.with_suffix(suffix), lambda path, text=text: path.write_text(text))
+    write(beside.with_suffix(".md"), lambda path: path.write_text(card(facts)))
+    text = json.dumps(facts, indent=2) + "\n"
+    for place in {beside, target}:  # where training that starts from the weights looks for them
+        write_log(place.with_suffix(".csv"), rows)
+        write(place.with_suffix(".json"), lambda path: path.write_text(text))
     return target
 
 
@@ -145,7 +153,6 @@ def card(facts):
         (benchmark, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
         for benchmark, row in facts["psnr"].items()
     ]
-    device = {"cpu": "a CPU", "cuda": "a GPU"}[facts["device"]]
     parts = [
         f"# {name}",
         f"{_network(recipe)}: {size} in half precision{where}. SHA-256 of the weights: "
@@ -155,11 +162,11 @@ def card(facts):
         _table(("set", "bicubic", name), measured),
         *([f"Not measured: {', '.join(missing)}."] if missing else []),
         "## Training",
-        f"{facts['steps']:,} steps, {facts['hours']:g} hours on {device}, to "
-        f"{facts['validation_psnr']:.2f} dB on held-out images. {_start(facts['initial'], recipe)}",
+        f"{facts['steps']:,} steps, {_hours(facts)}, to {_validated(facts)}. "
+        f"{_start(facts['initial'], recipe)}",
         _table(("recipe", "value"), [(f"`{field}`", value) for field, value in recipe.items()]),
         "## Data",
-        _data(facts["data"]),
+        " ".join((_data(facts["data"]), *_before(facts["initial"]))),
         "## Use and limits",
         USE.format(name=f"{name}.safetensors" if where else name, scale=recipe["scale"]),
     ]
@@ -171,6 +178,20 @@ def _network(recipe):
     if "layers" in recipe:
         shape += f", {recipe['layers']} layers in a block, growth {recipe['growth']}"
     return f"{TITLES[recipe['network']]}, {recipe['scale']}-fold, {shape}"
+
+
+def _hours(facts):
+    """Hours by device."""
+    # one device, the last, is what earlier versions wrote
+    seconds = facts.get("seconds") or {facts["device"]: 3600 * facts["hours"]}
+    hours = [f"{round(s / 3600, 2):g} hours on {DEVICES[name]}" for name, s in seconds.items()]
+    return " and ".join(hours)
+
+
+def _validated(facts):
+    text = f"{facts['validation_psnr']:.2f} dB on held-out images"
+    at = facts.get("validated_at", facts["steps"])
+    return text if at == facts["steps"] else f"{text} at step {at:,}"
 
 
 def _start(initial, recipe):
@@ -199,6 +220,23 @@ def _data(data):
     shown = [f"`{name}` (shows {what})" for name, what in data["left_out"].items()]
     lines.append(f"Left out: {', '.join(shown)}." if shown else "No benchmark image was found.")
     return " ".join(lines)
+
+
+def _before(initial):
+    """What the weights that a run began with were trained on, and those before them."""
+    began = "it"
+    while initial is not None:
+        weights, data = (
+            f"weights of `{initial['name']}` that {began} began with",
+            initial.get("data"),
+        )
+        yield (
+            f"What the {weights} were trained on is not known."
+            if data is None
+            else f"The {weights} were trained on {data['images']} images of {data['source']}; "
+            f"licence of the images: {data['licence']}."
+        )
+        began, initial = f"`{initial['name']}`", initial.get("initial")
 
 
 def _table(head, rows):

@@ -103,6 +103,10 @@ def read_checkpoint(out):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["recipe"], state["data"], state["averaged"]
+        # what earlier versions did not write
+        state.setdefault("losses", [])
+        if "seconds_by_device" not in state:
+            state["seconds_by_device"] = {state["device"]: state["seconds"]}
     except Exception as error:  # of many kinds, as the unpickler meets what is not its own
         raise ValueError(
             f"{path} is damaged or no checkpoint; remove it to start anew ({type(error).__name__})"
@@ -230,6 +234,15 @@ def _tell(facts):
         _say(f"not compared with {', '.join(missing)}: not on this machine (`dfsq fetch`)")
 
 
+def _record(path, digest):
+    """The facts that were published of weights; empty if they are not beside them, or of others."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+        return facts if facts["weights"]["sha256"] == digest else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 class _Run:
     """The state of a run: networks, optimizer, step and log; new, or as a checkpoint left it."""
 
@@ -245,12 +258,12 @@ class _Run:
             recipe = replace(recipe, first_step=state["recipe"]["first_step"])
         torch.manual_seed(recipe.seed)
         model = recipe.build()
-        self.data, self.initial, self.step, self.seconds = None, None, 0, 0.0
-        self.rows, self._losses = [], []
+        self.data, self.initial, self.step = None, None, 0
+        self.seconds, self.rows, self._losses = {}, [], []
         if self.resumed:
             model.load_state_dict(state["model"])
             self.data, self.initial = state["data"], state["initial"]
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds = state["step"], state["seconds_by_device"]
             self.rows = read_log(out / "log.csv", self.step)
         elif initial is not None:
             recipe = self._start(model, recipe, Path(initial))
@@ -261,7 +274,7 @@ class _Run:
         if self.resumed:
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self._losses = state.get("losses", [])
+            self._losses = state["losses"]
         self._pending = []
 
     def _check(self, state, recipe):
@@ -288,14 +301,19 @@ class _Run:
         _say(f"starting from {path}: {len(start.taken)} tensors taken")
         if start.left:
             _say(f"random as yet: {', '.join(start.left)}")
+        record = _record(path, self._digest)
         self.step = start.step
         self.rows = read_log(path.with_suffix(".csv"), start.step) if start.step else []
-        self.seconds = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        if self.rows:
+            before = {record.get("device", "unknown"): float(self.rows[-1]["seconds"])}
+            self.seconds = record.get("seconds", before)
         self.initial = {
             "name": path.stem,
             "sha256": self._digest,
             "taken": len(start.taken),
             "left_random": list(start.left),
+            "data": record.get("data"),
+            "initial": record.get("initial"),
         }
         return replace(recipe, first_step=start.step)
 
@@ -346,8 +364,9 @@ class _Run:
         return self._losses
 
     def _spent(self):
-        """Seconds in all, those of earlier runs included."""
-        return self.seconds + time.perf_counter() - self._began
+        """Seconds by device, those of earlier runs included."""
+        now = time.perf_counter() - self._began
+        return self.seconds | {self.device: self.seconds.get(self.device, 0.0) + now}
 
     def save(self, held_out=None):
         """Write log and checkpoint; the PSNR-Y in dB on the held-out images.
@@ -357,7 +376,8 @@ class _Run:
         losses, psnr = self.losses(), None
         if held_out is not None:
             psnr = validate(self.averaged, held_out)
-            values = (self.recipe.rate(self.step - 1), np.mean(losses), psnr, self._spent())
+            seconds = sum(self._spent().values())
+            values = (self.recipe.rate(self.step - 1), np.mean(losses), psnr, seconds)
             values = (self.step, *(f"{value:.6g}" for value in values))
             self.rows.append(dict(zip(LOG_FIELDS, values, strict=True)))
             self._losses = []
@@ -370,8 +390,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "losses": self._losses,
             "step": self.step,
-            "seconds": self._spent(),
-            "device": self.device,
+            "seconds_by_device": self._spent(),
         }
         # the log first: rows beyond the checkpoint are dropped when the run goes on
         write_log(self.out / "log.csv", self.rows)
