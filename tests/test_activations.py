@@ -232,6 +232,30 @@ def test_bad_codebooks(points, thresholds, message):
         CodebookQuantizer(points, thresholds)
 
 
+@pytest.mark.parametrize("others", [UNIVERSAL, OFF_GRID], ids=["on the grid", "off it"])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_loaded_state_brings_its_own_codes(others, assign):
+    """Also where one set of thresholds is looked up and the other searched."""
+    generator = np.random.default_rng(6)
+    x = random_maps((1, 3, 16, 16), generator)
+    for universals in ((UNIVERSAL, others), (others, UNIVERSAL)):
+        a, b = (
+            CodebookQuantizer([np.sort(generator.choice(u, 8, replace=False)) for _ in range(3)])
+            for u in universals
+        )
+        assert not torch.equal(a(x), b(x))
+        a.load_state_dict(b.state_dict(), assign=assign)
+        assert torch.equal(a(x), b(x))
+        assert torch.equal(a(x), a.reference(x, *a.statistics(x)))
+
+
+def test_thresholds_at_the_ends_are_searched():
+    """The outermost cells hold values on both sides of these."""
+    quantizer = CodebookQuantizer([[-1.5, 0, 1.5]], [[-1, 1]])
+    codes = quantizer.codes(torch.tensor([-1.1, -1, 0.9999, 1]).view(1, 1, 1, 4))
+    assert codes.flatten().tolist() == [0, 1, 1, 2]
+
+
 # --- uniform controls ---
 
 
@@ -301,14 +325,42 @@ def test_static_range_of_another_name():
         static_range([0, 1], 4, "max")
 
 
-# --- what every quantizer refuses ---
-
 QUANTIZERS = {
     "codebook": lambda **options: CodebookQuantizer([[0, 0.5, 1]] * 2, **options),
     "off the grid": lambda **options: CodebookQuantizer([[0, 1 / 3, 1]] * 2, **options),
     "dynamic": lambda **options: DynamicUniformQuantizer(2, **options),
     "static": lambda **options: StaticUniformQuantizer(2, [0], [1], **options),
 }
+
+
+# --- types and devices ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_cast_leaves_the_codebooks(kind, dtype):
+    quantizer, x = QUANTIZERS[kind](), torch.rand(1, 2, 9, 9)
+    before, expected = {**quantizer.state_dict()}, quantizer(x)
+    quantizer.to(dtype)
+    after = quantizer.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert torch.equal(quantizer(x), expected)
+    quantizer.to("meta", dtype)  # to another device they go
+    for name, buffer in quantizer.named_buffers():
+        assert buffer.is_meta
+        assert name not in before or buffer.dtype == before[name].dtype
+
+
+@pytest.mark.parametrize("kind", ["codebook", "off the grid", "static"])
+def test_another_default_device(kind):
+    """A quantizer is made where its numbers are, and works on maps wherever they are."""
+    x = torch.rand(1, 2, 9, 9)
+    expected = QUANTIZERS[kind]()(x)
+    with torch.device("meta"):
+        assert torch.equal(QUANTIZERS[kind]()(x), expected)
+
+
+# --- what every quantizer refuses ---
 
 
 @pytest.mark.parametrize("non_negative", [False, True])
