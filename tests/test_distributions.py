@@ -164,6 +164,32 @@ def test_unseen_error_is_that_of_the_quantizer():
             distributions.unseen_error(maps, 2, True, True, images)
 
 
+def test_unseen_error_of_a_shared_codebook():
+    """Channels of unlike shapes want codebooks of their own; of like shapes one will do."""
+    generator = np.random.default_rng(0)
+    narrow = generator.normal(0, 0.02, (4, 1, 400))
+    narrow[:, :, :2] = 1, -1  # the same range
+    unlike = made(np.concatenate([narrow, generator.choice([-1, 0, 1], (4, 1, 400))], axis=1))
+    like = made(generator.uniform(-1, 1, (4, 2, 400)) * np.array([1, 5])[:, None])
+
+    def errors(maps):
+        return [
+            distributions.unseen_error(maps, 2, True, True, slice(2), shared=shared)
+            for shared in (False, True)
+        ]
+
+    own, shared = errors(like)
+    assert shared == pytest.approx(own, rel=0.1)
+    own, shared = errors(unlike)
+    assert shared > 1.3 * own
+    z, scale = unlike.normalized().astype(float), unlike.statistics()[1][..., None]
+    weights = np.repeat(scale[:2] ** 2, 400, axis=2).ravel()
+    points = dfsq.select_channels([z[:2].ravel()], 2, weights=[weights])[0].points
+    nearest = np.abs(z[2:, ..., None] - points).min(axis=3) * scale[2:]
+    power = np.square(unlike.values[2:] - unlike.values[2:].mean(2, keepdims=True)).sum()
+    assert shared == pytest.approx(np.square(nearest).sum() / power, rel=1e-5)
+
+
 def test_too_few_images_and_layers_that_are_not_run(network, images):
     with pytest.raises(ValueError, match="two at least"):
         gather_maps(network, images[:1])

@@ -247,13 +247,13 @@ def kurtosis(values):
     return float(np.square(squares).mean() / squares.mean() ** 2)
 
 
-def unseen_error(maps, bits, per_image, per_channel, images):
+def unseen_error(maps, bits, per_image, per_channel, images, *, shared=False):
     """Relative squared error of exact points under a normalization, on images not selected on.
 
     Points and fixed ranges come from some of the images and are tested on the others; statistics
     per image are each image's own, as at run time. A codebook for each channel goes with statistics
-    per channel, else there is one for the layer. Errors count in the layer's own units, over the
-    power of the test images' values about the means of their maps.
+    per channel, unless it is `shared`, else there is one for the layer. Errors count in the layer's
+    own units, over the power of the test images' values about the means of their maps.
 
     Parameters
     ----------
@@ -262,6 +262,8 @@ def unseen_error(maps, bits, per_image, per_channel, images):
     per_image, per_channel : bool
     images : slice
         To select on.
+    shared : bool
+        Whether statistics per channel go with one codebook for the layer.
 
     Returns
     -------
@@ -273,18 +275,22 @@ def unseen_error(maps, bits, per_image, per_channel, images):
     chosen[images] = True
     if chosen.all() or not chosen.any():
         raise ValueError("some images must be there to select on, and others to test on")
+    own = maps.values[~chosen]
+    power = np.square(own - own.mean(axis=2, keepdims=True), dtype=np.float64).sum()
     scale = np.broadcast_to(scale, (len(z), scale.shape[1]))
-    fit, test = (_weighted(z[part], scale[part], per_channel) for part in (chosen, ~chosen))
+    if shared:  # each map is one more image of a layer with one channel
+        chosen, scale = np.repeat(chosen, z.shape[1]), np.broadcast_to(scale, z.shape[:2])
+        z, scale = z.reshape(-1, 1, z.shape[2]), scale.reshape(-1, 1)
+    codebooks = z.shape[1] if per_channel else 1
+    fit, test = (_weighted(z[part], scale[part], codebooks) for part in (chosen, ~chosen))
     universal = universal_set("dfsq", signed=not maps.non_negative)
     found = select_channels(fit, bits, universal=universal)
     error = sum(test.squared_error(selection.points, c) for c, selection in enumerate(found))
-    own = maps.values[~chosen]
-    return error / float(np.square(own - own.mean(axis=2, keepdims=True), dtype=np.float64).sum())
+    return error / float(power)
 
 
-def _weighted(z, scale, per_channel):
-    """Histogram of normalized values, each weighted by its squared scale."""
-    channels = z.shape[1] if per_channel else 1
+def _weighted(z, scale, channels):
+    """Histogram of normalized values for so many codebooks, each weighted by its squared scale."""
     histogram = Histogram(channels)
     for image, factor in zip(z, scale, strict=True):
         own = Histogram(channels)

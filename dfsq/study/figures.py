@@ -480,6 +480,7 @@ NORMALIZATION_COLORS = {
     "per image": ORANGE,
     "per channel": BLUE,
     "both (DFSQ)": GREEN,
+    "both, one codebook": RED,
 }
 
 
@@ -490,7 +491,8 @@ def ranges_and_errors(table, margin):
     ----------
     table : pandas.DataFrame
         Columns ``layer``, ``kind``; ``channels``, ``images``, ``residual``: variances of the
-        ranges' binary logarithms; ``none``, ``per image``, ``per channel``: errors over DFSQ's.
+        ranges' binary logarithms; ``none``, ``per image``, ``per channel`` and ``both, one
+        codebook``: errors over DFSQ's.
     margin : float
         Drawn above 1 as a level.
     """
@@ -504,8 +506,8 @@ def ranges_and_errors(table, margin):
         for name, shade in PART_COLORS.items():
             left.bar(places, part[name], bottom=bottom, color=shade, label=name)
             bottom = bottom + part[name].to_numpy()
-        for name in ("none", "per image", "per channel"):
-            marker = {"none": "x", "per image": "s", "per channel": "o"}[name]
+        markers = {"none": "x", "per image": "s", "per channel": "o", "both, one codebook": "^"}
+        for name, marker in markers.items():
             right.plot(places, part[name], marker, color=NORMALIZATION_COLORS[name], label=name)
         right.axhline(1, color=NORMALIZATION_COLORS["both (DFSQ)"], lw=1.6, label="both (DFSQ)")
         right.axhline(1 + margin, color=GREY, lw=1, ls="--")
