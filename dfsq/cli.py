@@ -388,14 +388,13 @@ def _upscale(options):
 
 def _compare(options):
     from . import load, sr
-    from .study.comparison import check_pairs, compare, with_mean
+    from .study.comparison import compare, with_mean
 
     config = _config(options)
     if _is_float(config) and not options.quantized:
         raise ValueError(QUANTIZES_NOTHING)
     float_model = _float_network(options)
     pairs = sr.load_dataset(options.images, float_model.scale, options.limit)
-    check_pairs(pairs)
     model = load(options.quantized, float_model) if options.quantized else None
     folder = _writable_folder(options.out)
     if model is None:

@@ -212,8 +212,7 @@ def test_compare_refuses_and_leaves_nothing_behind(folder, capsys):
 
     assert "unknown data set 'gone'" in refused("gone")
     assert "empty holds no image (.png, " in refused("empty")
-    message = "x has an LR image of 15x7 pixels; 8x8 at least are needed"
-    assert message in refused("small")
+    assert "x has 30x14 pixels; 16x16 at least are needed to measure at x2" in refused("small")
     assert "two images are called x" in refused("twice")
     assert "cannot write to file" in refused("good", out="file")
     assert "limit must be at least 1, not 0" in refused("good", "--limit", "0")
@@ -281,6 +280,17 @@ def test_bench_fills_in_what_the_projects_rows_lack(photo, folder, capsys, monke
     assert "bicubic" in shown
     assert "float" in shown
     assert {path: path.read_bytes() for path in (folder / "own").iterdir()} == own
+
+
+def test_bench_refuses_images_before_any_work(tiny, photo, folder, capsys, monkeypatch):
+    monkeypatch.setattr("dfsq.study.benchmark.calibrate", None)
+    monkeypatch.setattr("dfsq.study.benchmark.evaluate", None)
+    arguments = ["bench", "--datasets", ".", "--bits", "4", "--out", "results"]
+    Image.new("RGB", (14, 14)).save("tiny.png")
+    assert "tiny has 14x14 pixels; 16x16 at least" in error(capsys, *arguments)
+    (folder / "tiny.png").unlink()
+    Image.new("RGB", (40, 24)).save("photo.bmp")
+    assert "two images are called photo; rename one" in error(capsys, *arguments)
 
 
 def test_bench_takes_a_method_of_the_users(tiny, photo, folder, capsys):

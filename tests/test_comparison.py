@@ -17,7 +17,7 @@ from dfsq.sr.models.edsr import EDSR
 from dfsq.sr.upscaling import Bicubic, upscale
 from dfsq.study import figures
 from dfsq.study.benchmark import evaluate
-from dfsq.study.comparison import CROP, check_pairs, compare, most_different, with_mean
+from dfsq.study.comparison import CROP, compare, most_different, with_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,21 +98,24 @@ def test_a_failure_leaves_the_table_as_it_was(networks, photos, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_pairs_that_are_refused():
+def test_pairs_that_are_refused(networks, tmp_path):
     def pair(name, height, width):
         image = np.zeros((height, width, 3), np.uint8)
         return ImagePair(name, image, image.repeat(2, 0).repeat(2, 1))
 
-    check_pairs([pair("a", 8, 8), pair("b", 8, 9)])
-    with pytest.raises(ValueError, match="b has an LR image of 9x7 pixels; 8x8 at least"):
-        check_pairs([pair("a", 8, 8), pair("b", 7, 9)])
-    with pytest.raises(ValueError, match="two images are called a; rename one"):
-        check_pairs([pair("a", 8, 8), pair("a", 8, 9)])
+    for message, *pairs in (
+        ("b has 18x14 pixels; 16x16 at least", pair("a", 8, 8), pair("b", 7, 9)),
+        ("two images are called a; rename one", pair("a", 8, 8), pair("a", 8, 9)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(*networks, pairs, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_smallest_images_have_an_ssim(scale, tmp_path):
-    hr = dfsq.sr.photograph("chelsea")[: 8 * scale, : 8 * scale]
+    side = {2: 16, 3: 18, 4: 20}[scale]
+    hr = dfsq.sr.photograph("chelsea")[:side, :side]
     pair = ImagePair("x", hr[::scale, ::scale], hr)
     table = compare(Bicubic(scale), Bicubic(scale), [pair], tmp_path, progress=False)
     assert np.isfinite(table.ssim_float).all()

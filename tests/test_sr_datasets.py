@@ -17,7 +17,7 @@ from dfsq.sr.datasets import (
     pixel_digest,
     read_image,
 )
-from dfsq.sr.imaging import imresize
+from dfsq.sr.imaging import imresize, ssim_y
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 31, 4), np.uint8)
 
@@ -150,12 +150,16 @@ def test_unknown_photograph():
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_pairs_of_a_folder(folder, scale):
-    pairs = load_dataset(folder, scale)
+def test_pairs_of_a_folder(tmp_path, scale):
+    pixels = np.random.default_rng(1).integers(0, 256, (29, 31, 3), np.uint8)
+    sizes = {"a.bmp": (21, 24), "b.png": (29, 31), "c.webp": (20, 20)}
+    for name, (height, width) in sizes.items():
+        Image.fromarray(pixels[:height, :width]).save(tmp_path / name, lossless=True)
+    pairs = load_dataset(tmp_path, scale)
     assert [p.name for p in pairs] == ["a", "b", "c"]
-    for pair, (height, width) in zip(pairs, [(17, 24), (20, 31), (16, 16)], strict=True):
+    for pair, (height, width) in zip(pairs, sizes.values(), strict=True):
         height, width = height - height % scale, width - width % scale
-        assert np.array_equal(pair.hr, PIXELS[:height, :width, :3])
+        assert np.array_equal(pair.hr, pixels[:height, :width])
         assert np.array_equal(pair.lr, imresize(pair.hr, 1 / scale))
         assert pair.lr.shape == (height // scale, width // scale, 3)
 
@@ -173,8 +177,29 @@ def test_unknown_data_set(folder):
         match=r"unknown data set 'set5'; there are photographs, Set5, .* or give a folder",
     ):
         load_dataset("set5")
-    with pytest.raises(ValueError, match="too small for x32"):
-        load_dataset(folder, 32)
+
+
+@pytest.mark.parametrize(("scale", "least"), [(2, 16), (3, 18), (4, 20), (8, 32)])
+def test_images_too_small_to_be_measured(tmp_path, scale, least):
+    """SSIM of the smallest is defined; one pixel less in a direction, and the image is named."""
+    pixels = np.random.default_rng(0).integers(0, 256, (least, least + 1, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (pair,) = load_dataset(tmp_path, scale)
+    assert ssim_y(pair.hr, pair.hr, scale) == 1
+    for part in (pixels[1:], pixels[:, : least - 1], pixels[:1, :1]):
+        Image.fromarray(part).save(tmp_path / "b.png")
+        height, width = part.shape[:2]
+        message = f"b has {width}x{height} pixels; {least}x{least} at least .* at x{scale}; leave"
+        with pytest.raises(ValueError, match=message):
+            load_dataset(tmp_path, scale)
+        assert load_dataset(tmp_path, scale, limit=1)
+
+
+def test_two_images_of_one_name(folder):
+    Image.fromarray(PIXELS[..., :3]).save(folder / "c.png")
+    with pytest.raises(ValueError, match="two images are called c; rename one"):
+        load_dataset(folder)
+    assert len(load_dataset(folder, limit=3)) == 3
 
 
 def test_pixel_digest_is_of_decoded_pixels(folder):

@@ -20,6 +20,9 @@ TEST_PHOTOGRAPHS = ("astronaut", "motorcycle", "chelsea")
 BENCHMARK_SETS = ("Set5", "Set14", "B100", "Urban100")
 CALIBRATION_SETS = ("BSDS500/train", "BSDS500/test")
 
+#: Side of the window of SSIM, which lies inside an image less `scale` pixels at each edge.
+WINDOW = 11
+
 #: Side of a calibration crop in HR pixels.
 CROP = 192
 
@@ -150,6 +153,12 @@ def load_dataset(name="photographs", scale=2, limit=None):
     list of ImagePair
         HR cropped to a multiple of the scale; LR as by MATLAB's ``imresize``.
 
+    Raises
+    ------
+    ValueError
+        For an unknown set, a file that is no image, an image too small to be measured, and two
+        of one name.
+
     Examples
     --------
     >>> (pair,) = load_dataset("photographs", scale=2, limit=1)
@@ -162,11 +171,40 @@ def load_dataset(name="photographs", scale=2, limit=None):
         images = [(n, photograph(n)) for n in TEST_PHOTOGRAPHS[:limit]]
     else:
         images = [(p.stem, read_image(p)) for p in source_files(name, limit)]
+    check_images(images, scale)
     pairs = []
     for image_name, image in images:
         hr = crop_to_multiple(image, scale)
         pairs.append(ImagePair(image_name, imresize(hr, 1 / scale), hr))
     return pairs
+
+
+def check_images(images, scale):
+    """Refuse HR images that are too small to be measured, and two of one name.
+
+    Parameters
+    ----------
+    images : list of (str, array of shape (H, W, 3))
+        Names and images, cropped to a multiple of the scale or not.
+    scale : int
+
+    Raises
+    ------
+    ValueError
+        Names the image.
+    """
+    least = -(-(2 * scale + WINDOW) // scale) * scale  # a multiple of the scale
+    seen = set()
+    for name, image in images:
+        height, width = image.shape[:2]
+        if min(height, width) < least:
+            raise ValueError(
+                f"{name} has {width}x{height} pixels; {least}x{least} at least are needed to "
+                f"measure at x{scale}; leave it out"
+            )
+        if name in seen:
+            raise ValueError(f"two images are called {name}; rename one")
+        seen.add(name)
 
 
 def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0):

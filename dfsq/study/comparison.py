@@ -7,13 +7,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ..sr.datasets import check_images
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
 from . import figures
-
-#: Smallest side of an LR image; of fewer pixels there are no statistics to normalize by, and SSIM
-#: lacks the 11 pixels of its window.
-SMALLEST = 8
 
 #: Side of the enlarged crop in LR pixels.
 CROP = 32
@@ -53,10 +50,10 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
     OSError
         If `folder` cannot be written to.
     """
-    check_pairs(pairs)
+    scale = float_model.scale
+    check_pairs(pairs, scale)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    scale = float_model.scale
     models = {"bicubic": Bicubic(scale), "float": float_model, "quantized": quantized_model}
     rows = []
     for pair in tqdm(pairs, "comparing", disable=not progress, unit="image"):
@@ -89,29 +86,20 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
     return table
 
 
-def check_pairs(pairs):
-    """Refuse images that are too small to be compared, and two of one name.
+def check_pairs(pairs, scale):
+    """Refuse images that are too small to be measured, and two of one name, as data sets do.
 
     Parameters
     ----------
     pairs : list of dfsq.sr.datasets.ImagePair
+    scale : int
 
     Raises
     ------
     ValueError
         Names the image.
     """
-    seen = set()
-    for pair in pairs:
-        height, width = pair.lr.shape[:2]
-        if min(height, width) < SMALLEST:
-            raise ValueError(
-                f"{pair.name} has an LR image of {width}x{height} pixels; "
-                f"{SMALLEST}x{SMALLEST} at least are needed to compare"
-            )
-        if pair.name in seen:
-            raise ValueError(f"two images are called {pair.name}; rename one")
-        seen.add(pair.name)
+    check_images([(pair.name, pair.hr) for pair in pairs], scale)
 
 
 def most_different(a, b, size):
