@@ -99,10 +99,12 @@ class Statistics:
             (n - r - 1) // s + 1
             for n, r, s in zip(padded.shape[2:], reach, conv.stride, strict=True)
         )
-        chosen = torch.randperm(height * width, generator=generator)[:PATCHES]
+        # drawn on the CPU, whatever the default device, so that the places are the same on any
+        chosen = torch.randperm(height * width, generator=generator, device="cpu")[:PATCHES]
         top, left = chosen // width * conv.stride[0], chosen % width * conv.stride[1]
         down, right = (
-            d * torch.arange(k) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+            d * torch.arange(k, device="cpu")
+            for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
         )
         rows, columns = top + down[:, None, None], left + right[:, None]
         places = rows * padded.shape[3] + columns

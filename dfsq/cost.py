@@ -185,7 +185,7 @@ def shift_adds(model, images):
             codes = quantizer.codes(center_max(arguments[0].float(), quantizer.non_negative)[0])
             for c in range(codes.shape[1]):
                 counts = torch.bincount(codes[:, c].flatten(), minlength=len(terms[name][c]))
-                used[name][c] += counts.double().numpy()
+                used[name][c] += counts.double().cpu().numpy()
 
         return observe
 

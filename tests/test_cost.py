@@ -134,6 +134,15 @@ def test_shifts_and_adds_of_the_points_that_are_taken(net):
     assert row.zeros == pytest.approx(zeros / len(shifts))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_shifts_and_adds_on_a_gpu(net):
+    quantized = quantize(net, Config.preset("dfsq-points", 3))
+    expected = cost.shift_adds(quantized, make_images())
+    found = cost.shift_adds(quantized.cuda(), make_images())
+    numbers = [c for c in expected if c != "layer"]
+    np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-2)
+
+
 def test_energy_is_count_times_energy_of_one():
     counts = pd.DataFrame(
         [("a", 1e6, "add", "add"), ("b", 2e6, "none", "multiply")],
