@@ -89,10 +89,21 @@ def test_anything_else_is_computed(folder, computed, histogram, change):
 
 
 def test_edges_are_part_of_the_key(folder, computed):
+    """Two histograms of the same numbers, one edge of whose cells is another."""
     universal = universal_set(words=3)
-    first = select(make_histogram(0, universal), universal=universal)
-    assert same(first, select(make_histogram(0, universal), universal=universal))
-    assert len(computed) == 1
+    edges = edges_for(universal)
+    low, high = edges[800:802]
+    histograms = []
+    for share in (0.25, 0.75):
+        histogram = Histogram(3, np.sort([*edges, low + share * (high - low)]))
+        for name in ("count", "total", "squares"):
+            numbers = np.random.default_rng(0).uniform(size=histogram.count.shape)
+            setattr(histogram, name, numbers)
+        histograms.append(histogram)
+    first, _ = (select(data, universal=universal) for data in histograms)
+    assert len(computed) == 2
+    assert same(first, select(histograms[0], universal=universal))
+    assert len(computed) == 2
 
 
 def test_another_version_of_the_code_computes_anew(folder, computed, histogram, monkeypatch):
