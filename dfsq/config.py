@@ -78,22 +78,24 @@ class Config:
     error_units : {"output", "normalized"}
         Units of the squared error that an activation's points are selected for: of the output,
         each map's samples weighted by the square of its range, or of the normalized samples, as
-        released.
+        released. The selector ``"kmeans"`` is the released one, which takes the normalized
+        samples with equal weights, whatever the units.
     least_squares : bool
         Whether weights are first fitted to the quantized input, see :mod:`dfsq.compensation`.
     compensation : bool
         Whether each weight's rounding error is made up for by those still to be rounded (GPTQ).
     scale_search : bool
         Whether other scales than ``max|w|`` are tried for the subset of an output channel, and
-        taken where they leave less error on held-out calibration images.
+        taken where they leave less error on held-out calibration images; for weights by
+        ``"subset"``.
     bias_correction : bool
         Whether the bias makes up for the mean error.
     budget : bool
         Whether the widths are averages, the points of each channel being chosen under them, see
         :mod:`dfsq.budget`; for the selector ``"exact"`` and weights by ``"subset"``.
     sequential : bool
-        Whether each layer is calibrated on the inputs that the layers before it, quantized, give
-        it; takes a pass over the images for each layer.
+        Whether each layer, in the order in which they run, is calibrated on the inputs that the
+        layers before it, quantized, give it; takes a pass over the images for each layer.
     damping : float
         Share of the mean diagonal that is added to a layer's Hessian.
     order : {"diagonal", "given"}
@@ -262,7 +264,9 @@ class Config:
     def needs_statistics(self):
         """Whether weights or biases are chosen with regard to the layers' inputs."""
         quantized = min(self.weight_bits, self.act_bits) < 32
-        return quantized and (self.budget or any(getattr(self, name) for name in _STATISTICS))
+        searched = self.scale_search and self.weights == "subset" and self.weight_bits < 32
+        wanted = self.budget or searched or any(getattr(self, name) for name in _STATISTICS)
+        return quantized and wanted
 
     def to_json(self):
         """As JSON text, with the version of the format."""
@@ -308,7 +312,7 @@ def with_all_layers(config, model, outer_bits=8):
     return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
 
 
-#: Fields that need the second moments of a layer's inputs.
+#: Fields that need the second moments of a layer's inputs, whatever the weights.
 _STATISTICS = ("least_squares", "compensation", "bias_correction")
 
 #: Fields that may differ between layers.

@@ -190,19 +190,28 @@ def test_the_default_is_dfsq_exact():
     assert Config(3, 2, budget=True) == Config.preset("dfsq-budget", weight_bits=3, act_bits=2)
 
 
-@pytest.mark.parametrize("field", ["least_squares", "compensation", "bias_correction", "budget"])
+STATISTICS = ("least_squares", "compensation", "scale_search", "bias_correction")
+
+
+@pytest.mark.parametrize("field", [*STATISTICS, "budget"])
 def test_what_needs_statistics_of_the_inputs(field):
-    base = Config.preset("dfsq-exact", 4, least_squares=False, compensation=False)
-    base = replace(base, bias_correction=False)  # the search of scales goes with these
+    base = Config.preset("dfsq-exact", 4, **dict.fromkeys(STATISTICS, False))
     assert not base.needs_statistics
     assert replace(base, **{field: True}).needs_statistics
     for bits in ({"weight_bits": 32}, {"act_bits": 32}):
-        assert replace(base, **{field: True}, **bits).needs_statistics
+        searches_nothing = field == "scale_search" and "weight_bits" in bits
+        assert replace(base, **{field: True}, **bits).needs_statistics != searches_nothing
     assert not replace(base, **{field: True}, weight_bits=32, act_bits=32).needs_statistics
     if field != "budget":
         config = replace(base, overrides={"head": {field: True}})
         assert config.for_layer("head").needs_statistics
         assert not config.for_layer("tail").needs_statistics
+
+
+@pytest.mark.parametrize("weights", ["minmax", "mse"])
+def test_a_search_of_scales_is_for_subsets(weights):
+    released = dict.fromkeys(STATISTICS, False) | {"scale_search": True}
+    assert not Config(weights=weights, **released).needs_statistics
 
 
 @pytest.mark.parametrize(
