@@ -11,13 +11,21 @@ from tqdm import tqdm
 
 from . import budget
 from .activations import (
+    BuffersKeepType,
     CodebookQuantizer,
     DynamicUniformQuantizer,
     StaticUniformQuantizer,
     static_range,
 )
 from .cache import select_channels
-from .calibration import Calibration, calibrate, digest_of, find_layers, needs_inputs
+from .calibration import (
+    Calibration,
+    calibrate,
+    digest_of,
+    find_layers,
+    needs_inputs,
+    stated_sign,
+)
 from .compensation import Statistics, compensate
 from .config import Config
 from .memory import freed_memory_kept
@@ -52,8 +60,10 @@ class Quantization:
     float_digest: str = ""
 
 
-class QuantConv2d(nn.Conv2d):
+class QuantConv2d(BuffersKeepType, nn.Conv2d):
     """A convolution whose input and weight are quantized; an emulation in floating point.
+
+    A cast rounds the weight and the bias; codebooks and scales stay as they are.
 
     Attributes
     ----------
@@ -142,7 +152,13 @@ def quantize(model, images, config=None, *, progress=True):
     ------
     ValueError
         For weights or images with NaN, images the network does not take, patterns that match
-        no convolution.
+        no convolution, a convolution whose class has a forward pass of its own or whose weight
+        is computed in a hook.
+
+    Notes
+    -----
+    Means and selections are in float64, which a network on Apple's MPS cannot compute: move it to
+    the CPU or to CUDA.
 
     Examples
     --------
@@ -168,10 +184,12 @@ def quantize(model, images, config=None, *, progress=True):
     config = Config() if config is None else config
     if isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("the network is quantized already; give the float one")
+    for name, conv in find_layers(model, config).items():
+        check_replaceable(name, conv)
     calibration = images
     if not isinstance(images, Calibration):
         calibration = calibrate(model, images, config, progress=progress)
-    quantized = copy.deepcopy(model).eval()
+    quantized = copied(model)
     record = Quantization(config, [], calibration.digest, float_digest(model))
     if calibration.error_units != config.error_units and calibration.layers:
         raise ValueError(
@@ -180,12 +198,20 @@ def quantize(model, images, config=None, *, progress=True):
         )
     layers = find_layers(quantized, config)
     configs = {name: config.for_layer(name) for name in layers}
+    for name, conv in layers.items():
+        if config.budget or configs[name].act_bits < 32:
+            _check_calibrated(name, conv, configs[name], calibration)
+    chosen_later = [name for name in layers if configs[name].needs_statistics]
+    if chosen_later and not calibration.batches:
+        raise ValueError(
+            "budget, least_squares, scale_search, compensation and bias_correction need "
+            "calibration images"
+        )
     points = dict.fromkeys(layers, (None, None))
     if config.budget:
         points = budget.plan(quantized, configs, calibration)  # in float as yet
-    chosen_later = [name for name in layers if configs[name].needs_statistics]
-    if chosen_later and not calibration.batches:
-        raise ValueError("least_squares, compensation and bias_correction need calibration images")
+    if config.sequential:
+        layers = _in_order_of_execution(quantized, layers, calibration.batches)
     for name, conv in tqdm(layers.items(), "quantizing", disable=not progress, unit="layer"):
         chosen = configs[name]
         report = LayerReport(
@@ -210,6 +236,25 @@ def quantize(model, images, config=None, *, progress=True):
     if progress:
         print(summary(quantized).to_string(index=False))
     return quantized
+
+
+@torch.no_grad()
+def _in_order_of_execution(model, layers, batches):
+    """Layers in the order in which images reach them; those that none does come last."""
+    first, reached = next(model.parameters()), {}
+    hooks = [
+        conv.register_forward_pre_hook(lambda *_, name=name: reached.setdefault(name))
+        for name, conv in layers.items()
+    ]
+    try:
+        for batch in batches:
+            model(batch.to(first.device, first.dtype))
+            if len(reached) == len(layers):
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: layers[name] for name in reached | layers}
 
 
 def _recalibrated(model, name, calibration, config):
@@ -336,33 +381,47 @@ def _compensated(name, conv, config, points, fit, check):
     else:
         codes = torch.from_numpy(found.codes.astype(np.uint8))
         chosen = (found.points, found.scale) if given is None else (given.points, given.scale)
-        weight = QuantizedWeight(codes, *map(torch.as_tensor, chosen))
+        weight = QuantizedWeight(codes, *(torch.as_tensor(part, device="cpu") for part in chosen))
     if found.bias is not None:
         fitted["bias"] = torch.from_numpy(found.bias)
     return QuantConv2d.from_float(conv, weight, conv.activation, **fitted)
 
 
-def _activation(name, config, calibration, report, points):
-    """The activation quantizer of one layer, and its part of the report."""
+def _check_calibrated(name, conv, config, calibration):
+    """Refuse a calibration that does not hold what a layer's configuration needs of it."""
     if name not in calibration.layers:
         raise ValueError(f"layer {name!r} is not in the calibration; calibrate with its name")
-    layer = calibration.layers[name]
-    if layer.histogram.channels != report.inputs:
+    layer, stated = calibration.layers[name], stated_sign(config, name)
+    if layer.histogram.channels != conv.in_channels:
         raise ValueError(
-            f"layer {name!r} has {report.inputs} input channels, in the calibration "
+            f"layer {name!r} has {conv.in_channels} input channels, in the calibration "
             f"{layer.histogram.channels}; calibrate this network"
         )
-    report.non_negative = layer.non_negative
+    if stated is not None and stated != layer.non_negative:
+        raise ValueError(
+            f"layer {name!r} has the input non_negative={layer.non_negative} in the calibration, "
+            f"non_negative={config.non_negative} of the configuration says {stated}; calibrate "
+            "with this configuration"
+        )
     if needs_inputs(config) and not calibration.keeps_inputs:
         dynamic = config.normalization == "center-max"
         raise ValueError(
             f"layer {name!r}: {config.selector if dynamic else config.normalization} needs the "
             "layers' inputs; calibrate with keep_inputs=True"
         )
+
+
+def _activation(name, config, calibration, report, points):
+    """The activation quantizer of one layer, and its part of the report."""
+    layer = calibration.layers[name]
+    report.non_negative = layer.non_negative
     if config.normalization == "minmax":
         return DynamicUniformQuantizer(config.act_bits, layer.non_negative, name)
     if config.normalization != "center-max":
-        values = layer.values()
+        if config.static_range == "minmax":
+            values = np.stack([layer.low, layer.high], axis=1)
+        else:
+            values = layer.values()
         rows = [values.ravel()] if config.normalization == "static-tensor" else values
         ranges = [static_range(row, config.act_bits, config.static_range) for row in rows]
         return StaticUniformQuantizer(
@@ -389,8 +448,10 @@ def _activation(name, config, calibration, report, points):
     report.points = float(np.mean([len(s.points) for s in selections]))
     report.duplicates = sum(s.duplicates for s in selections)
     report.seconds = sum(s.seconds for s in selections)
-    report.samples = float(np.mean([s.samples for s in selections]))
+    report.samples = float(layer.values_seen)
     power = layer.histogram.squares.sum()
+    if config.selector == "kmeans" and calibration.error_units == "output":
+        power = np.square(data, dtype=np.float64).sum()  # it takes normalized samples regardless
     report.relative_error = float(sum(s.sse for s in selections) / power) if power else 0.0
     return CodebookQuantizer(
         [s.points for s in selections],
@@ -398,6 +459,35 @@ def _activation(name, config, calibration, report, points):
         layer.non_negative,
         name,
     )
+
+
+def check_replaceable(name, conv):
+    """Refuse a convolution that computes something else than its weight and settings say."""
+    kind = type(conv)
+    if "weight" in vars(conv):  # no parameter, nor a parametrization of one
+        raise ValueError(
+            f"layer {name!r} computes its weight in a hook, as torch.nn.utils.weight_norm has it; "
+            "remove that before quantization, as by torch.nn.utils.remove_weight_norm"
+        )
+    if isinstance(conv, QuantConv2d):
+        return
+    for method in ("forward", "_conv_forward"):
+        if getattr(kind, method) is not getattr(nn.Conv2d, method):
+            raise ValueError(
+                f"layer {name!r} is a {kind.__name__} with a {method} of its own, which "
+                "quantization would leave out; exclude it, or put an nn.Conv2d in its place"
+            )
+
+
+def copied(model):
+    """A copy of a network in eval mode, none of its tensors shared."""
+    computed = [  # by hooks, from parameters; deepcopy refuses these
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed}).eval()
 
 
 def replace_layer(model, name, module):

@@ -7,7 +7,6 @@ indices into the set. The float parts are not in the file: :func:`load` takes th
 network.
 """
 
-import copy
 import json
 import os
 from dataclasses import asdict
@@ -21,7 +20,16 @@ from torch import nn
 
 from .activations import CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer
 from .config import Config
-from .convert import LayerReport, QuantConv2d, Quantization, float_digest, replace_layer, summary
+from .convert import (
+    LayerReport,
+    QuantConv2d,
+    Quantization,
+    check_replaceable,
+    copied,
+    float_digest,
+    replace_layer,
+    summary,
+)
 from .packing import pack, packed_bytes, unpack
 from .universal import universal_set
 from .weights import QuantizedWeight
@@ -61,7 +69,10 @@ def save(model, path):
     for report in record.layers:
         entry, parts = layer_parts(model.get_submodule(report.layer), record.config, report)
         layers.append({"report": asdict(report), **entry})
-        tensors |= {f"{report.layer}/{key}": torch.as_tensor(part) for key, part in parts.items()}
+        tensors |= {
+            f"{report.layer}/{key}": torch.as_tensor(part, device="cpu")
+            for key, part in parts.items()
+        }
     metadata = {
         "format": FILE_FORMAT,
         "config": record.config.to_json(),
@@ -71,7 +82,7 @@ def save(model, path):
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path}: {error}") from None
@@ -113,7 +124,7 @@ def load(path, model):
             f"{path} is not a quantized network of format {FILE_FORMAT}; dfsq.save writes those"
         )
     config = Config.from_json(metadata["config"])
-    quantized = copy.deepcopy(model).eval()
+    quantized = copied(model)
     modules = dict(quantized.named_modules())
     reports = []
     for entry in json.loads(metadata["layers"]):
@@ -132,6 +143,7 @@ def load(path, model):
                 f"{path} does not fit: the weight of layer {name!r} has shape "
                 f"{tuple(conv.weight.shape)}, in the file {tuple(entry['shape'])}"
             )
+        check_replaceable(name, conv)
         prefix = f"{name}/"
         parts = {
             key.removeprefix(prefix): part
@@ -258,11 +270,16 @@ def _write_points(name, rows, universal, tensors):
     index = np.searchsorted(kept, flat).clip(max=len(kept) - 1)
     if np.array_equal(kept[index], flat):
         how, tensors[name] = "universal", pack(index, len(kept))
-    elif all((np.diff(row) == 1).all() for row in rows) and np.abs(flat).max() < 2**31:
+    elif _are_consecutive(rows) and np.abs(flat).max() < 2**31:
         how, tensors[name] = "consecutive", np.array([row[0] for row in rows], np.int32)
     else:
         how, tensors[name] = "float", flat
     return [how, len(rows), counts[0] if equal else None]
+
+
+def _are_consecutive(rows):
+    """Whether each row is of consecutive whole numbers."""
+    return all((row == np.round(row[0]) + np.arange(len(row))).all() for row in rows)
 
 
 def _read_points(name, entry, universal, tensors):

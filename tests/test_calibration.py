@@ -149,6 +149,16 @@ def test_values_are_thinned_evenly(net, images):
     assert np.array_equal(thinned[:, :30], everything[:, : 12 * 10 : 4])
 
 
+def test_extremes_are_of_all_values(net, images):
+    """Also of those that thinning leaves out, and of a layer that is seen again as a signed one."""
+    images = [images[0], images[1] - 0.5, images[2]]
+    for name, layer in run(net, images).layers.items():
+        inputs = torch.cat([x[0].flatten(1) for x in layer_inputs(net, images, name)], dim=1)
+        assert np.array_equal(layer.low, inputs.amin(1).numpy())
+        assert np.array_equal(layer.high, inputs.amax(1).numpy())
+        assert layer.low.dtype == layer.high.dtype == np.float32
+
+
 @pytest.mark.parametrize(
     ("fields", "kept"),
     [
@@ -157,8 +167,9 @@ def test_values_are_thinned_evenly(net, images):
         ({"selector": "kmeans-hist"}, False),
         ({"selector": "kmeans", "act_bits": 32}, False),
         ({"normalization": "minmax", "selector": "kmeans"}, False),
-        ({"normalization": "static-tensor"}, True),
-        ({"normalization": "static-channel"}, True),
+        ({"normalization": "static-tensor"}, False),
+        ({"normalization": "static-tensor", "static_range": "percentile"}, True),
+        ({"normalization": "static-channel", "static_range": "mse"}, True),
         ({"overrides": (("tail", {"selector": "kmeans"}),)}, True),
     ],
 )

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 import dfsq
 from dfsq import compensation, convert
-from dfsq.calibration import calibrate
+from dfsq.calibration import calibrate, find_layers
 from dfsq.compensation import Statistics, compensate
 from dfsq.config import Config
+from dfsq.sr.models.edsr import EDSR
 from dfsq.universal import universal_set
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,6 +179,15 @@ def test_the_same_random_places_before_and_after(monkeypatch):
     places = torch.randperm(14 * 11, generator=torch.Generator().manual_seed(0))[:20]
     patches = literal_patches(conv, images[0])[..., places.numpy()]
     np.testing.assert_allclose(one.second, patches @ patches.transpose(0, 2, 1), rtol=1e-5)
+
+
+def test_random_places_under_another_default_device():
+    conv, images = make_conv(), smooth(2)
+    expected = gathered(conv, images)
+    with torch.device("meta"):
+        found = gathered(conv, images)
+    assert np.array_equal(found.second, expected.second)
+    assert np.array_equal(found.cross, expected.cross)
 
 
 @pytest.mark.parametrize("mean", [0, 30, 3000])
@@ -624,10 +634,12 @@ def test_less_error_than_the_released_method(bits):
 )
 def test_each_part_does_something(net, field):
     """Alone, it changes the weights or the biases, and never the activations."""
-    fixed = {"compensation": True} if field == "scale_search" else {}
     preset = "dfsq-points" if field == "bias_correction" else "dfsq-subset"
-    plain = quantize(net, Config.preset(preset, 3, **fixed))
-    changed = quantize(net, Config.preset(preset, 3, **(fixed | {field: True})))
+    plain = quantize(net, Config.preset(preset, 3))
+    changed = quantize(net, Config.preset(preset, 3, **{field: True}))
+    scales = [torch.cat([q.get_submodule(n).scale for n in LAYERS]) for q in (plain, changed)]
+    if field == "scale_search":
+        assert not torch.equal(*scales)
     for name in LAYERS:
         a, b = plain.get_submodule(name), changed.get_submodule(name)
         assert torch.equal(a.weight, b.weight) == (field == "bias_correction")
@@ -746,6 +758,40 @@ def test_sequential_keeps_what_was_stated(net):
 
 
 # --- what it refuses ---
+
+
+class LateFirst(nn.Module):
+    """Layers that run in another order than that of their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Conv2d(6, 3, 3, padding=1)
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def test_sequential_goes_by_the_order_of_execution():
+    torch.manual_seed(0)
+    net = LateFirst().eval()
+    quantized = quantize(net, Config(3, 3, sequential=True))
+    assert dfsq.summary(quantized).layer.tolist() == ["first", "last"]
+    # the last layer's points are those of the inputs that it really gets
+    partly = copy.deepcopy(net)
+    partly.first = quantized.first
+    own = Config(3, 3, layers="last")
+    assert same(quantize(partly, own), quantized, ["last"])
+    assert not same(quantize(net, own), quantized, ["last"])
+    assert not any(hooks_of(model) for model in (net, quantized))
+
+
+def test_the_order_of_edsr_is_that_of_its_names():
+    net = EDSR(2, blocks=2, features=8).eval()
+    quantized = quantize(net, Config(3, 3, sequential=True), torch.rand(2, 3, 16, 16))
+    names = list(find_layers(net, Config()))
+    assert names == [f"body.{block}.body.{i}" for block in range(2) for i in (0, 2)]
+    assert dfsq.summary(quantized).layer.tolist() == names
 
 
 def test_a_calibration_in_other_units(net):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 import dfsq
-from dfsq.activations import CodebookQuantizer, center_max
+from dfsq.activations import CodebookQuantizer, center_max, static_range
 from dfsq.calibration import Calibration, calibrate
 from dfsq.config import PRESETS, Config
 from dfsq.convert import QuantConv2d
@@ -226,13 +227,53 @@ def test_calibrations_that_do_not_fit(net):
     with pytest.raises(ValueError, match=r"'body\.0': kmeans needs .* keep_inputs=True"):
         quantize(net, Config(selector="kmeans"), calibration)
     with pytest.raises(ValueError, match=r"'body\.0': static-tensor needs"):
-        quantize(net, Config(normalization="static-tensor"), calibration)
+        quantize(net, Config(normalization="static-tensor", static_range="mse"), calibration)
     with pytest.raises(ValueError, match="cells do not fit the universal set"):
         quantize(net, Config(words=3), calibration)
     with pytest.raises(ValueError, match="layer 'head' is not in the calibration"):
         quantize(net, Config(layers="*"), calibration)
     with pytest.raises(ValueError, match=r"layer 'body\.0' has 8 input .* 6; calibrate this"):
         quantize(make_net(features=8), None, calibration)
+
+
+def test_a_calibration_of_other_signs(net):
+    calibration = calibrate(net, IMAGES, Config(), progress=False)
+    for stated, found in (((), True), (("body.*",), False)):
+        config = Config(non_negative=stated)
+        layer = "body.2" if found else "body.0"
+        with pytest.raises(ValueError, match=rf"{layer!r} has the input non_negative={found} in"):
+            quantize(net, config, calibration)
+        weights_only = replace(config, act_bits=32)
+        assert torch.equal(
+            run(quantize(net, weights_only, calibration)), run(quantize(net, weights_only))
+        )
+    same = Config(non_negative=("body.2",))
+    assert torch.equal(run(quantize(net, same, calibration)), run(quantize(net)))
+
+
+@pytest.mark.parametrize("grain", ["tensor", "channel"])
+def test_static_ranges_of_all_values(net, grain):
+    """An outlier that thinning skips is within the range by MinMax, and unknown to the others."""
+    images = torch.rand(1, 3, 450, 450, generator=torch.Generator().manual_seed(2))
+    images[0, 1, 0, 1] = 50.0  # every second value is looked at
+    net = nn.Sequential(net.head).eval()
+    name = f"static-{grain}"
+    calibration = calibrate(
+        net, images, Config.preset(f"{name}-mse", 4), keep_inputs=True, progress=False
+    )
+    thinned = calibration.layers["0"].values()
+    assert thinned.max() < 50
+    exact = quantize(net, Config.preset(f"{name}-minmax", 4), images)[0].activation
+    values = [images.flatten()] if grain == "tensor" else images[0].flatten(1)
+    assert torch.equal(exact.low.flatten(), torch.stack([v.min() for v in values]))
+    assert torch.equal(exact.high.flatten(), torch.stack([v.max() for v in values]))
+    for method in ("percentile", "mse"):
+        config = Config.preset(f"{name}-mse", 4, static_range=method)
+        made = quantize(net, config, calibration)[0].activation
+        rows = [thinned.ravel()] if grain == "tensor" else thinned
+        expected = np.float32([static_range(row, 4, method) for row in rows])
+        found = np.stack([made.low.flatten(), made.high.flatten()], axis=1)
+        assert np.array_equal(found, expected)
 
 
 # --- networks of all kinds ---
@@ -306,6 +347,100 @@ def test_other_precisions(net, dtype, words):
     assert (result - expected).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(8, 8),
+        Config(8, 8, words=3),
+        Config.preset("dfsq-points", 8),
+        Config.preset("static-tensor-minmax", 8),
+    ],
+    ids=["exact", "off the grid", "minmax weights", "static"],
+)
+def test_a_quantized_network_that_is_cast(net, dtype, config):
+    """Weights are rounded to the type, what they and the inputs are quantized by is not."""
+    quantized = quantize(net, config)
+    before, expected = copy.deepcopy(quantized.state_dict()), run(quantized)
+    result = run(quantized.to(dtype), IMAGES.to(dtype))
+    assert result.dtype == dtype
+    assert (result - expected).abs().max() < 0.1
+    for key, value in quantized.state_dict().items():
+        if key.endswith((".weight", ".bias")):
+            assert value.dtype == dtype
+        else:
+            assert torch.equal(value, before[key])
+            assert value.dtype == before[key].dtype
+
+
+class Gained(nn.Conv2d):
+    """A convolution whose weight is scaled."""
+
+    def forward(self, x):
+        return functional.conv2d(x, 2 * self.weight, self.bias, padding=1)
+
+
+class Turned(nn.Conv2d):
+    """A convolution of the map upside down."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x.flip(2), weight, bias)
+
+
+class Named(nn.Conv2d):
+    """A subclass that computes what its parent does."""
+
+
+@pytest.mark.parametrize("kind", [Gained, Turned])
+def test_convolutions_with_a_forward_pass_of_their_own(net, kind, tmp_path):
+    dfsq.save(quantize(net), tmp_path / "net.safetensors")
+    own = make_net()
+    own.body[2] = kind(6, 6, 3, padding=1)
+    own.load_state_dict(net.state_dict())
+    message = rf"layer 'body\.2' is a {kind.__name__} with a (_conv_)?forward of its own"
+    with pytest.raises(ValueError, match=message):
+        quantize(own)
+    with pytest.raises(ValueError, match=message):
+        quantize(own, images=calibrate(own, IMAGES, Config(), progress=False))
+    with pytest.raises(ValueError, match=message):
+        dfsq.load(tmp_path / "net.safetensors", own)
+    assert isinstance(quantize(own, Config(exclude="body.2")).body[2], kind)
+
+
+def test_convolutions_that_are_plain_ones_by_another_name(net):
+    expected = run(quantize(net))
+    own = make_net()
+    own.body[2] = Named(6, 6, 3, padding=1)
+    own.load_state_dict(net.state_dict())
+    assert torch.equal(run(quantize(own)), expected)
+    parametrizations.weight_norm(own.body[0])
+    assert (run(quantize(own)) - expected).abs().max() < 0.1
+    nested = nn.Sequential(quantize(net))  # which does not say that it is quantized
+    assert isinstance(quantize(nested, Config(layers="*")).get_submodule("0.head"), QuantConv2d)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weights_that_a_hook_computes(net, tmp_path):
+    dfsq.save(quantize(net), tmp_path / "net.safetensors")
+    message = r"layer 'body\.0' computes its weight in a hook, .*remove_weight_norm"
+    nn.utils.weight_norm(net.body[0])
+    with pytest.raises(ValueError, match=message):
+        quantize(net)
+    with pytest.raises(ValueError, match=message):
+        dfsq.load(tmp_path / "net.safetensors", net)
+    quantize(net, Config(exclude="body.0"))  # there it may stay
+    nn.utils.remove_weight_norm(net.body[0])
+    quantize(net)
+    # and in a layer that stays in float, also of a network that has not run yet
+    a, b = make_net(seed=1), make_net(seed=2)
+    for model in (a, b):
+        nn.utils.weight_norm(model.head)
+    b.load_state_dict(a.state_dict())
+    quantized = quantize(a)
+    dfsq.save(quantized, tmp_path / "net.safetensors")
+    assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", b)), run(quantized))
+
+
 def test_networks_that_cannot_be_quantized(net):
     with pytest.raises(ValueError, match="quantized already; give the float one"):
         quantize(quantize(net))
@@ -341,6 +476,22 @@ def test_relative_error_is_that_of_the_samples(net):
         levels = torch.stack([quantized.levels[c][quantized.codes(z)[:, c]] for c in range(6)], 1)
     expected = (levels - z).square().sum() / z.square().sum()
     assert row.relative_error == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_relative_error_of_the_released_method_in_other_units(net):
+    """It takes normalized samples, whatever the calibration weighs."""
+    released = Config.preset("dfsq", 3)
+    rows, other = (
+        dfsq.summary(quantize(net, replace(released, error_units=units)))
+        for units in ("normalized", "output")
+    )
+    np.testing.assert_allclose(other.relative_error, rows.relative_error, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dfsq", "dfsq-points", "dfsq-exact", "dfsq-budget"])
+def test_samples_are_a_number_of_values(net, name):
+    rows = dfsq.summary(quantize(net, Config.preset(name, 3)))
+    assert rows.samples.tolist() == [2 * 16 * 12] * 2
 
 
 def test_table_of_changed_layers_is_printed(net, capsys):

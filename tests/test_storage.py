@@ -3,6 +3,7 @@
 import os
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -172,6 +173,29 @@ def test_a_constant_channel_whose_zero_point_is_far_away(net, path):
     quantized = quantize(net, Config.preset("dfsq", 4))
     dfsq.save(quantized, path)
     assert torch.equal(dfsq.load(path, net).body[0].weight, quantized.body[0].weight)
+
+
+@pytest.mark.parametrize("value", [1e-6, 3e-4, 0.3])
+def test_constant_inputs(path, value):
+    """The one level of such a channel is the whole number 1 or a little less."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    images = torch.full((1, 3, 16, 16), value)
+    quantized = quantize(net, Config.preset("free", 4), images)
+    assert all(len(points) == 1 for points in quantized[0].activation.points)
+    dfsq.save(quantized, path)
+    loaded = dfsq.load(path, net)
+    assert torch.equal(loaded[0].activation.levels, quantized[0].activation.levels)
+    assert torch.equal(run(loaded, images), run(quantized, images))
+
+
+@pytest.mark.parametrize("points", [[[-0.5, 0.5]], [[0.25]], [[-3.0, -2.0]], [[7.0], [8.0, 9.0]]])
+def test_levels_a_step_of_one_apart(points):
+    tensors, universal = {}, dfsq.universal_set("sq", signed=False) / 3
+    rows = [np.array(row, np.float32) for row in points]
+    entry = dfsq.storage._write_points("inputs", rows, universal, tensors)
+    again = dfsq.storage._read_points("inputs", entry, universal, tensors)
+    assert [row.tolist() for row in again] == points
+    assert (entry[0] == "consecutive") == all(row[0] == round(row[0]) for row in points)
 
 
 @pytest.mark.parametrize(
