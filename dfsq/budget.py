@@ -112,6 +112,11 @@ def sensitivities(model, names, batches, images=4):
     dict of str to float
         Squared deviation at the network's output over the squared noise at the layer's, a
         hundredth of the layer's own output.
+
+    Raises
+    ------
+    ValueError
+        For a network that returns something else than one tensor.
     """
     first = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -120,10 +125,15 @@ def sensitivities(model, names, batches, images=4):
     for batch in batches[:images]:
         batch = batch.to(first.device, first.dtype)
         clean = model(batch)
+        if not isinstance(clean, torch.Tensor):
+            raise ValueError(
+                "budget=True is for a network that returns one tensor, whose error is weighed, "
+                f"not a {type(clean).__name__}"
+            )
         for name in names:
 
             def disturb(module, arguments, result, name=name):
-                noise = torch.randn(result.shape, generator=generator).to(result)
+                noise = torch.randn(result.shape, generator=generator, device="cpu").to(result)
                 noise *= 0.01 * result.std()
                 added[name] += float(noise.double().square().sum())
                 return result + noise
@@ -179,9 +189,11 @@ def plan(model, configs, calibration):
                 flat = group.reshape(len(group), -1)
                 scale = np.abs(flat).max(axis=1, keepdims=True)
                 scale[scale == 0] = 1
-                importance = np.repeat(moments, flat.shape[1] // len(moments))
+                importance, unit = np.repeat(moments, flat.shape[1] // len(moments)), 1
+                if not moments.any():  # dead or constant inputs count like average ones
+                    importance, unit = None, power.mean()
                 curve = error_curves(flat / scale, most, universal, weights=importance)
-                curves.append(curve * scale**2)
+                curves.append(curve * scale**2 * unit)
             curve = np.concatenate(curves)
             size = np.full(len(curve), weight[0].size)
             outputs.append((name, config.weight_bits, gains[name] * curve, size))

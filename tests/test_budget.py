@@ -9,7 +9,8 @@ from torch import nn
 
 import dfsq
 from dfsq.budget import allocate, plan, sensitivities
-from dfsq.calibration import calibrate
+from dfsq.calibration import Calibration, calibrate
+from dfsq.histogram import Histogram
 from dfsq.selection import error_curves, select_channels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +39,13 @@ def test_error_curves_end_with_the_universal_set():
 def test_curves_of_constant_and_empty_channels():
     curves = error_curves(np.zeros((2, 9)), 4)
     assert (curves == 0).all()
+    histogram = Histogram(2)
+    histogram.add(np.array([0.5, -0.25]).reshape(1, 2, 1))
+    histogram.merge(histogram, weights=np.array([0, -1]))  # the second channel's samples go
+    with pytest.raises(ValueError, match="no samples to select points for, in channel 1"):
+        error_curves(histogram, 4)
+    with pytest.raises(ValueError, match="no samples to select points for"):
+        error_curves(np.zeros((2, 0)), 4)
     with pytest.raises(ValueError, match="NaN"):
         error_curves(np.array([[np.nan, 0.0]]), 4)
 
@@ -128,6 +136,67 @@ def test_sensitivity_of_a_linear_network_is_its_gain():
     assert gains["0"] == pytest.approx(9, rel=1e-3)
     assert gains["1"] == pytest.approx(1, rel=1e-3)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_sensitivities_are_drawn_on_the_cpu():
+    """The same under another default device, and repeated."""
+    net, batches = network(), list(images().split(1))
+    expected = sensitivities(net, ["0", "2"], batches)
+    with torch.device("meta"):
+        assert sensitivities(net, ["0", "2"], batches) == expected
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.conv(x), x
+
+
+def test_a_network_that_returns_no_tensor():
+    config = dfsq.Config.preset("dfsq-budget", 3)
+    with pytest.raises(ValueError, match=r"a network that returns one tensor, .* not a tuple"):
+        dfsq.quantize(Pair(), images(), config, progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["", "-w"])
+def test_a_calibration_without_what_the_budget_needs(suffix):
+    config = dfsq.Config.preset(f"dfsq-budget{suffix}", 3)
+    calibration = calibrate(network(), images(), dfsq.Config(layers=("0", "2")), progress=False)
+    with pytest.raises(ValueError, match="layer '4' is not in the calibration"):
+        dfsq.quantize(network(), calibration, config, progress=False)
+    with pytest.raises(ValueError, match="layer '0' is not in the calibration"):
+        dfsq.quantize(network(), Calibration({}, [], None), config, progress=False)
+    calibration = calibrate(network(), images(), config, progress=False)
+    calibration.batches = []
+    with pytest.raises(ValueError, match=r"budget, .* need calibration images"):
+        dfsq.quantize(network(), calibration, config, progress=False)
+
+
+def depthwise_network(dead):
+    """A depthwise convolution that sees a constant in some channels."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 3, 1)).eval()
+    net[0].weight.data[:dead] = 0
+    net[0].bias.data[:dead] = -0.5
+    return net
+
+
+@pytest.mark.parametrize("dead", [1, 6])
+def test_constant_channels_of_a_depthwise_convolution(dead):
+    net, config = depthwise_network(dead), dfsq.Config.preset("dfsq-budget", 3)
+    calibration = calibrate(net, images(), config, progress=False)
+    inputs, outputs = plan(net, dict.fromkeys("012", config), calibration)["1"]
+    assert (inputs[:dead] == 2).all()
+    assert (outputs >= 2).all()
+    # the weights of a constant channel are treated like the others, those of a dead layer are not
+    assert (outputs[:dead] > 2).all() == (dead < 6)
+    made = dfsq.quantize(net, calibration, config, progress=False)
+    x = images()
+    assert torch.isfinite(made(x)).all()
+    assert (made(x) - net(x)).abs().max() < 0.5 * net(x).abs().max()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
