@@ -84,6 +84,21 @@ def test_any_convolution_in_strips(monkeypatch, options, is_quantized):
         assert "forward" not in vars(net[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("words", [3, 4])
+def test_other_precisions_in_strips(monkeypatch, dtype, words):
+    """Statistics and codes are in float32 here, too."""
+    monkeypatch.setattr(large, "STRIP", 60)
+    net, x = nn.Sequential(nn.Conv2d(4, 6, 3)).eval(), torch.randn(2, 4, 23, 19)
+    net = quantize(net, Config.preset("dfsq-subset", 3, words=words), x).to(dtype)
+    with torch.no_grad():
+        expected = net(x.to(dtype))
+        with large.convolved_in_strips(net):
+            found = net(x.to(dtype))
+    assert found.dtype == dtype
+    assert torch.allclose(found, expected, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("kernel", "dilation", "groups"), [(1, 1, 1), (3, 1, 1), (5, 1, 2), (3, 3, 1)]
 )

@@ -80,7 +80,7 @@ class _Strips:
         whole = quantizer is not None and not isinstance(quantizer, CodebookQuantizer)
         if x.shape[2] * x.shape[3] <= STRIP or whole:
             return type(conv).forward(conv, x)
-        statistics = None if quantizer is None else quantizer.statistics(x)
+        statistics = None if quantizer is None else quantizer.statistics(x.float())
         (top, left), reach = conv.padding, conv.dilation[0] * (conv.kernel_size[0] - 1)
         height = x.shape[2] + 2 * top - reach
         width = x.shape[3] + 2 * left - conv.dilation[1] * (conv.kernel_size[1] - 1)
@@ -99,7 +99,7 @@ class _Strips:
             else:
                 strip = x[:, :, max(first, 0) : max(min(last, x.shape[2]), 0)]
             if quantizer is not None:
-                strip = quantizer.quantized(strip, *statistics)
+                strip = quantizer.quantized(strip.float(), *statistics).to(x.dtype)
             beyond = (left, left, max(-first, 0), max(last - x.shape[2], 0))
             out[:, :, start:stop] = functional.conv2d(
                 functional.pad(strip, beyond),
