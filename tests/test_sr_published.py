@@ -1,8 +1,12 @@
 """Published networks: their readers and forms, and PSNR-Y as published."""
 
+import hashlib
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import dfsq
 from dfsq.sr import fetch
@@ -123,6 +127,54 @@ def test_files_are_as_registered(dfsq_data):
     fetch.verify(urban, fetch.local(urban))
 
 
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """A function that registers an image as the only file, with its pixels or without."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "original.png")
+    sha = hashlib.sha256((tmp_path / "original.png").read_bytes()).hexdigest()
+    monkeypatch.setenv("DFSQ_DATA", str(tmp_path))
+    (tmp_path / "Set").mkdir()
+
+    def register(with_pixels):
+        digest = fetch.pixels_digest(tmp_path / "original.png") if with_pixels else ""
+        row = {"file": "Set/x.png", "sha256": sha, "pixels": digest}
+        monkeypatch.setattr(fetch, "registry", lambda: pd.DataFrame([row]).set_index("file"))
+        return tmp_path / "Set", pixels
+
+    return register
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "bmp"])
+def test_any_lossless_form_where_pixels_are_registered(registered, form):
+    folder, pixels = registered(with_pixels=True)
+    path = folder / f"x.{form}"
+    options = {"compress_level": 0} if form == "png" else {"lossless": True}
+    Image.fromarray(pixels).save(path, **options)
+    assert fetch.fetch("Set/x.png") == path
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    Image.fromarray(changed).save(path, **options)
+    with pytest.raises(ValueError, match=rf"x\.{form} is not the registered .*fetch Set`"):
+        fetch.fetch("Set/x.png")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"x\.{form} is not the registered Set/x\.png: cut"):
+        fetch.fetch("Set/x.png")
+
+
+def test_the_registered_bytes_where_no_pixels_are(registered, tmp_path):
+    folder, pixels = registered(with_pixels=False)
+    Image.fromarray(pixels).save(folder / "x.bmp")
+    message = r"x\.bmp cannot be checked: Set/x\.png is registered by its bytes alone, as \.png; "
+    with pytest.raises(ValueError, match=message):
+        fetch.fetch("Set/x.png")
+    Image.fromarray(pixels).save(folder / "x.png", compress_level=0)
+    with pytest.raises(ValueError, match="is not the registered"):
+        fetch.fetch("Set/x.png")
+    (folder / "x.png").write_bytes((tmp_path / "original.png").read_bytes())
+    assert fetch.fetch("Set/x.png") == folder / "x.png"
+
+
 def test_altered_and_missing_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DFSQ_DATA", str(tmp_path))
     monkeypatch.setenv("DFSQ_CACHE", str(tmp_path / "cache"))
@@ -161,8 +213,6 @@ def test_download(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_the_usual_layouts(tmp_path):
-    from PIL import Image
-
     image = Image.fromarray(np.arange(20 * 16 * 3, dtype=np.uint8).reshape(20, 16, 3))
     (tmp_path / "a" / "HR").mkdir(parents=True)
     (tmp_path / "b").mkdir()

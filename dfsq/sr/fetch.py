@@ -25,8 +25,8 @@ def registry():
     -------
     pandas.DataFrame
         Indexed by ``file`` (``Set5/img_001_SRF_2_HR.png``), with ``url``, ``sha256``, ``bytes``,
-        ``licence`` and, for images that may be held in another lossless format, ``pixels``: the
-        SHA-256 of the decoded RGB values.
+        ``licence`` and, for images that may be held in another lossless form (Urban100),
+        ``pixels``: the SHA-256 of the decoded RGB values.
     """
     return pd.read_csv(REGISTRY, keep_default_na=False).set_index("file")
 
@@ -60,7 +60,8 @@ def cache():
 def local(file):
     """Where a registered file lies on this machine, or None.
 
-    ``$DFSQ_DATA`` first, then the cache. An image may lie there as PNG, WebP or BMP.
+    ``$DFSQ_DATA`` first, then the cache. An image may lie there as WebP or BMP too, which
+    :func:`verify` takes where its pixels are registered (Urban100).
     """
     roots = [Path(os.environ["DFSQ_DATA"])] if os.environ.get("DFSQ_DATA") else []
     for root in (*roots, cache()):
@@ -74,27 +75,39 @@ def local(file):
 def verify(file, path):
     """Check a file against the registry.
 
+    By its bytes or, for an image whose pixels are registered as well, by its pixels: then any
+    lossless form of it will do.
+
     Raises
     ------
     ValueError
-        If it is not what is registered: cut short, altered, or another file.
+        If it is not what is registered: cut short, altered, or another file; or if it is in another
+        form and no pixels are registered to check it by.
     """
     row = registry().loc[file]
-    if path.suffix == Path(file).suffix:
-        good = hashlib.sha256(path.read_bytes()).hexdigest() == row.sha256
-    else:
-        good = bool(row.pixels) and pixels_digest(path) == row.pixels
-    if not good:
+    if hashlib.sha256(path.read_bytes()).hexdigest() == row.sha256:
+        return
+    if row.pixels and pixels_digest(path) == row.pixels:
+        return
+    own, group = Path(file).suffix, file.rsplit("/", 1)[0]
+    if not row.pixels and path.suffix != own:
         raise ValueError(
-            f"{path} is not the registered {file}: cut short, altered or another file; "
-            f"remove it and run `dfsq fetch {file.rsplit('/', 1)[0]}`"
+            f"{path} cannot be checked: {file} is registered by its bytes alone, as {own}; put "
+            f"that in its place, or remove it and run `dfsq fetch {group}`"
         )
+    raise ValueError(
+        f"{path} is not the registered {file}: cut short, altered or another file; "
+        f"remove it and run `dfsq fetch {group}`"
+    )
 
 
 def pixels_digest(path):
-    """SHA-256 of an image's size and decoded RGB values."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    """SHA-256 of an image's size and decoded RGB values; None of what cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
