@@ -72,7 +72,7 @@ class Config:
         codebook a channel; dynamic uniform over [min, max]; or a static uniform range.
     selector : {"exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free"}
         How the codebook of ``"center-max"`` is found: see :func:`dfsq.select`; ``"even"`` takes
-        evenly spaced points and ``"free"`` unconstrained levels, the ceiling of any codebook.
+        evenly spaced points and ``"free"`` unconstrained levels, of least squared error.
     static_range : {"minmax", "percentile", "mse"}
         How a static range is found, see :func:`dfsq.activations.static_range`.
     error_units : {"output", "normalized"}

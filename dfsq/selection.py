@@ -72,7 +72,7 @@ def select(samples, bits=None, method="exact", universal=None, **options):
         ``"kmeans"``: the released heuristic on the samples; ``"kmeans-hist"``: the same on the
         cells of a histogram, a cell's mean standing for its samples. ``"symmetric"``: the best
         ``k/2`` magnitudes, each with both signs, by exhaustive search, as in SQ. ``"free"``:
-        levels that need not be in the universal set, the ceiling of any codebook; its
+        levels that need not be in the universal set, of least squared error; its
         thresholds lie on the cells' edges, its levels are the means between them.
     universal : array, optional
         Sorted points to select from; ``universal_set("dfsq")`` by default.

@@ -198,7 +198,7 @@ def by_dataset(rows, value, form, methods):
         Format of a cell, such as ``"{psnr:.2f} / {ssim:.4f}"``.
     methods : sequence of str
         In the order in which they are shown; ``float``, ``bicubic`` and ``free`` take no part in
-        the ranking: a ceiling is no rival.
+        the ranking.
 
     Returns
     -------
