@@ -349,6 +349,20 @@ def errors_by_bits(table):
     return figure
 
 
+def _loss_axis(axis, which, table):
+    """Logarithmic, if all losses are above 0.01 dB; else linear up to there, and so below 0 too."""
+    if table.low.min() >= 0.01:
+        _log_axis(axis, which)
+        return
+    ticks = [-0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+    ticks = [tick for tick in ticks if table.low.min() <= tick <= table.high.max()]
+    getattr(axis, f"set_{which}scale")("symlog", linthresh=0.01)
+    along = getattr(axis, f"{which}axis")
+    along.set_major_locator(FixedLocator(ticks))
+    along.set_minor_locator(NullLocator())
+    along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def losses_by_bits(table):
     """Loss against float by bits, a panel a data set, a line a method, with intervals.
 
@@ -372,7 +386,7 @@ def losses_by_bits(table):
                 part.bits, part.loss, marker=MARKERS.get(method, "o"), color=color(method),
                 label=method,
             )  # fmt: skip
-        _log_axis(axis, "y")
+        _loss_axis(axis, "y", table)
         axis.set_title(dataset)
         _bits_axis(axis, table.bits)
         axis.label_outer()
@@ -408,7 +422,7 @@ def losses_by_method(table):
                 shade = color(method.removesuffix("-w").removesuffix("-a"))
                 axis.plot([row.low, row.high], [place, place], color=shade, lw=2, alpha=0.5)
                 axis.plot(row.loss, place, MARKERS.get(method, "o"), color=shade, ms=7)
-        _log_axis(axis, "x")
+        _loss_axis(axis, "x", table)
         axis.set_yticks(range(len(methods)), list(reversed(methods)))
         axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_title(dataset)
