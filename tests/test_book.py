@@ -50,8 +50,8 @@ def visit(browser, book, watched):
             "console",
             lambda m: m.type in ("error", "warning") and page.troubles.append(f"console: {m.text}"),
         )
-        page.goto(f"{book}/{name}.html")  # until it is loaded
-        page.wait_for_load_state("networkidle")  # which a busy machine may reach before that
+        page.goto(f"{book}/{name}.html", wait_until="networkidle")
+        page.wait_for_load_state("load")  # on a busy machine the network may be idle before
         if soup(name).select(".math"):
             page.evaluate("MathJax.startup.promise")
         return page
