@@ -393,7 +393,7 @@ def _preset(method):
 
 
 def method_version(method):
-    """The version that a row of a method must have to stand."""
+    """The version, an int, that a row of a method must have to stand."""
     return METHOD_VERSIONS.get(_preset(method), METHOD_VERSION)
 
 

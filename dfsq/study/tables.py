@@ -37,6 +37,11 @@ def current(results):
     ----------
     results : pandas.DataFrame
         Of a :class:`dfsq.study.benchmark.Store`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Those of `results` that stand.
     """
     digests = {
         name: float_digest(load_model(name))[:16]
