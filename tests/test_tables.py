@@ -162,6 +162,8 @@ def test_the_standard_grid_has_what_the_tables_promise():
     assert {
         Cell("edsr-8-x2", "Urban100", "dfsq-points", 4, limit=20, draw=d) for d in range(5)
     } <= cells
+    assert {Cell("edsr-8-x2", "Urban100", "dfsq-exact", 4, draw=d) for d in range(5)} <= cells
+    assert Cell("edsr-8-x2", "Urban100", "dfsq-exact", 4, crops=100) in cells
 
 
 def test_published_values_have_a_protocol_and_a_source():
