@@ -12,6 +12,12 @@ import pytest
 import torch
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(share)
+    numba.set_num_threads(min(share, numba.get_num_threads()))
+
+
 @pytest.fixture(scope="session")
 def repository():
     """The root of the checkout."""
