@@ -11,7 +11,6 @@ import numba
 import pytest
 import torch
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     torch.set_num_threads(share)
