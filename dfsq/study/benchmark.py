@@ -225,6 +225,8 @@ def standard_grid():
     for bits in (4, 3, 6, 8):
         cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
     cells += grid([main], sets, core, [6, 8])
+    # where exact points lose more than K-means': whether points or weights are to blame
+    cells += grid(["imdn-x4"], ["Set5", "Urban100"], ["dfsq-w", "dfsq-a", "dfsq-points-a"], [3])
     for name, limit in (("Set5", None), ("Set14", None), ("Urban100", 20)):
         cells += grid([main], [name], ["float"], [32], limit=limit)
         cells += grid([main], [name], ["dfsq"], [4], range(5), limit)
