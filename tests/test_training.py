@@ -41,6 +41,14 @@ def _no_benchmark_sets(monkeypatch, tmp_path):
     monkeypatch.delenv("DFSQ_DATA", raising=False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _heed_ctrl_c():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def random_image(seed):
     small = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
     return imresize(small, 4)
