@@ -225,7 +225,7 @@ def standard_grid():
     for bits in (4, 3, 6, 8):
         cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
     cells += grid([main], sets, core, [6, 8])
-    # where exact points lose more than K-means': whether points or weights are to blame
+    # exact points lose more than K-means there: by the points, or by the weights?
     cells += grid(["imdn-x4"], ["Set5", "Urban100"], ["dfsq-w", "dfsq-a", "dfsq-points-a"], [3])
     for name, limit in (("Set5", None), ("Set14", None), ("Urban100", 20)):
         cells += grid([main], [name], ["float"], [32], limit=limit)
