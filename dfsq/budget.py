@@ -162,7 +162,7 @@ def plan(model, configs, calibration):
     -------
     dict of str to (int array or None, int array or None)
         For each layer the points of its input channels and those of its output channels' weights;
-        None where these stay in float.
+        None where these stay in float or have no points.
     """
     gains = sensitivities(model, configs, calibration.batches)
     inputs, outputs = [], []
@@ -170,7 +170,7 @@ def plan(model, configs, calibration):
         conv, layer = model.get_submodule(name), calibration.layers[name]
         weight = conv.weight.detach().double().cpu().numpy()
         groups = weight.reshape(conv.groups, len(weight) // conv.groups, *weight.shape[1:])
-        if config.act_bits < 32:
+        if config.act_bits < 32 and config.normalization == "center-max":
             # squared norm of all weights that meet an input channel
             norms = np.square(groups).sum(axis=(1, 3, 4)).ravel()
             universal = universal_set(config.universal, config.words, signed=not layer.non_negative)

@@ -14,8 +14,8 @@ QUANTIZES_NOTHING = "--bits 32 and the method float quantize nothing; give 2 to 
 LAYERS = {
     "default": "body",
     "choices": ("body", "all"),
-    "help": "the network's body, as in the paper, or head, tail and upsampler at 8 bits as well "
-    "(default: body)",
+    "help": "the network's body, as in the paper, or head, tail and upsampler at 8 bits as well, "
+    "the image itself evenly (default: body)",
 }
 
 

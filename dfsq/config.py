@@ -92,7 +92,8 @@ class Config:
         Whether the bias makes up for the mean error.
     budget : bool
         Whether the widths are averages, the points of each channel being chosen under them, see
-        :mod:`dfsq.budget`; for the selector ``"exact"`` and weights by ``"subset"``.
+        :mod:`dfsq.budget`; for the selector ``"exact"`` and weights by ``"subset"``. Activations
+        with another normalization than ``"center-max"`` have no points and keep their width.
     sequential : bool
         Whether each layer, in the order in which they run, is calibrated on the inputs that the
         layers before it, quantized, give it; takes a pass over the images for each layer.
@@ -200,7 +201,6 @@ class Config:
             needed = {
                 "selector": "exact",
                 "weights": "subset",
-                "normalization": "center-max",
                 "error_units": "output",
                 "sequential": False,
             }
@@ -294,20 +294,29 @@ def with_all_layers(config, model, outer_bits=8):
         For the body.
     model : nn.Module
         With an attribute ``body_layers``; those of an attribute ``attention_layers``, branches
-        on pooled maps, stay in float.
+        on pooled maps, stay in float; those of an attribute ``head_layers``, which take the image
+        itself, get dynamic uniform activations, whatever `config` has.
     outer_bits : int
         Bit-width of head, tail and upsampler, where `config` does not leave them in float.
 
     Returns
     -------
     Config
+
+    Notes
+    -----
+    An image comes in 8 evenly spaced bits. Universal sets are dense near zero and leave an eighth
+    of the half range between their last two points, which suits the tails of a layer's inputs,
+    but not pixels, of which many lie there.
     """
     body = config.layers or getattr(model, "body_layers", None)
     if not body:
         raise ValueError("the network names no body_layers; give overrides instead")
     widths = {"weight_bits": config.weight_bits, "act_bits": config.act_bits}
     outer = {name: bits if bits == 32 else outer_bits for name, bits in widths.items()}
-    overrides = [("*", outer), *((pattern, widths) for pattern in body), *config.overrides]
+    overrides = [("*", outer), *((pattern, widths) for pattern in body)]
+    head = getattr(model, "head_layers", ())
+    overrides += [*((pattern, {"normalization": "minmax"}) for pattern in head), *config.overrides]
     exclude = (*config.exclude, *getattr(model, "attention_layers", ()))
     return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
 

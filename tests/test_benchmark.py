@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dfsq import Config, sr
+from dfsq.activations import CodebookQuantizer, DynamicUniformQuantizer
 from dfsq.sr.datasets import ImagePair
 from dfsq.sr.imaging import imresize, psnr_y, ssim_y, to_image, to_tensor
 from dfsq.sr.models.edsr import EDSR
@@ -141,19 +142,22 @@ def test_methods_run(bench, cell, method):
 
 
 def test_all_layers(bench, cell):
-    """The body at its width, all others at 8 bits; a row of its own."""
+    """The body at its width, all others at 8 bits, the image uniform; a row of its own."""
     made = bench()
     everywhere = replace(cell, layers="all", bits=3)
     rows = run(made, replace(cell, bits=3), everywhere)
     assert rows.layers.tolist() == ["body", "all"]
     assert rows.psnr.nunique() == rows.id.nunique() == 2
+    quantized = made.quantized(everywhere)
     widths = {
-        layer.layer: (layer.weight_bits, layer.act_bits)
-        for layer in made.quantized(everywhere).quantization.layers
+        layer.layer: (layer.weight_bits, layer.act_bits) for layer in quantized.quantization.layers
     }
     body = {f"body.{i}.body.{j}" for i in (0, 1) for j in (0, 2)}
     outer = {"head.0", "body.2", "tail.0.0", "tail.1"}
     assert widths == dict.fromkeys(body, (3, 3)) | dict.fromkeys(outer, (8, 8))
+    kinds = {name: type(quantized.get_submodule(name).activation) for name in widths}
+    assert kinds.pop("head.0") is DynamicUniformQuantizer
+    assert set(kinds.values()) == {CodebookQuantizer}
 
 
 def test_cells_of_benchmark_sets_are_calibrated_on_their_own_images():

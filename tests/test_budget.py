@@ -215,6 +215,26 @@ def test_the_plan_keeps_to_both_budgets(bits):
     assert [len(points[name][1]) for name in ("0", "2", "4")] == [8, 8, 3]
 
 
+@pytest.mark.parametrize("normalization", ["minmax", "static-channel"])
+def test_activations_without_points_keep_their_width(normalization):
+    overrides = {"0": {"normalization": normalization}}
+    net, config = network(), dfsq.Config.preset("dfsq-budget", 3, overrides=overrides)
+    calibration = calibrate(net, images(), config, progress=False)
+    points = plan(net, {name: config.for_layer(name) for name in ("0", "2", "4")}, calibration)
+    assert points["0"][0] is None
+    for side, names, sizes in ((0, "24", [1, 1]), (1, "024", [27, 36, 72])):
+        total = sum(
+            size * np.log2(points[name][side]).sum()
+            for size, name in zip(sizes, names, strict=True)
+        )
+        count = sum(size * len(points[name][side]) for size, name in zip(sizes, names, strict=True))
+        assert 3 - 0.2 < total / count <= 3 + 1e-9
+    made = dfsq.quantize(net, calibration, config, progress=False)
+    assert made[0].activation.bits == 3
+    x = images()
+    assert (made(x) - net(x)).abs().max() < 0.5 * net(x).abs().max()
+
+
 def test_networks_have_the_planned_points(tmp_path):
     net = network()
     made = dfsq.quantize(net, images(), dfsq.Config.preset("dfsq-budget", 3), progress=False)

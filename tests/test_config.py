@@ -4,8 +4,9 @@ import json
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from torch import nn
 
-from dfsq.config import PRESETS, Config
+from dfsq.config import PRESETS, Config, with_all_layers
 
 CONFIGS = [
     Config(),
@@ -219,7 +220,6 @@ def test_a_search_of_scales_is_for_subsets(weights):
     [
         ("selector", "kmeans"),
         ("weights", "mse"),
-        ("normalization", "minmax"),
         ("error_units", "normalized"),
         ("sequential", True),
     ],
@@ -239,3 +239,47 @@ def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown preset 'dsfq'") as error:
         Config.preset("dsfq")
     assert all(name in str(error.value) for name in PRESETS)
+
+
+@pytest.fixture
+def network():
+    net = nn.Sequential()
+    for name in ("head", "body", "gate", "tail"):
+        net.add_module(name, nn.Conv2d(3, 3, 3))
+    net.body_layers, net.head_layers, net.attention_layers = ("body",), ("head",), ("gate",)
+    return net
+
+
+@pytest.mark.parametrize("preset", ["dfsq", "dfsq-exact", "dfsq-budget", "static-channel-mse"])
+def test_all_layers(network, preset):
+    body = Config.preset(preset, 3)
+    config = with_all_layers(body, network)
+    assert (config.layers, config.exclude) == (("*",), ("gate",))
+    head, middle, tail = (config.for_layer(name) for name in ("head", "body", "tail"))
+    assert replace(middle, layers=None, exclude=()) == body
+    outer = replace(middle, weight_bits=8, act_bits=8)
+    assert tail == outer
+    assert head == replace(outer, normalization="minmax")
+
+
+def test_all_layers_of_weights_alone(network):
+    config = with_all_layers(Config.preset("dfsq-exact-w", 4), network)
+    assert config.for_layer("head").act_bits == config.for_layer("tail").act_bits == 32
+
+
+def test_overrides_of_ones_own_come_last(network):
+    own = {"head": {"normalization": "center-max"}, "tail": {"act_bits": 6}}
+    config = with_all_layers(Config(overrides=own), network)
+    assert config.for_layer("head").normalization == "center-max"
+    assert config.for_layer("tail").act_bits == 6
+
+
+def test_a_network_that_names_no_head(network):
+    del network.head_layers
+    assert with_all_layers(Config(), network).for_layer("head").normalization == "center-max"
+
+
+def test_a_network_that_names_no_body(network):
+    del network.body_layers
+    with pytest.raises(ValueError, match="names no body_layers; give overrides"):
+        with_all_layers(Config(), network)

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import dfsq
+from dfsq.calibration import find_layers
 from dfsq.sr import fetch
+from dfsq.sr.models.edsr import EDSR
 from dfsq.sr.models.imdn import IMDN
 from dfsq.sr.models.rdn import RDN
 from dfsq.sr.models.rlfn import RLFN
@@ -58,6 +60,15 @@ def test_shapes_and_body_layers(make, scale):
     names = list(dfsq.summary(quantized).layer)
     assert names
     assert not any("cca" in n or "esa" in n or "head" in n or "tail" in n for n in names)
+
+
+@pytest.mark.parametrize("make", [EDSR, IMDN, RLFN, RDN, SRResNet])
+def test_head_layers_are_those_that_take_the_image(make):
+    network = make(2)
+    convolutions = find_layers(network, dfsq.Config(layers=("*",)))
+    of_rgb = [name for name, conv in convolutions.items() if conv.in_channels == 3]
+    assert list(find_layers(network, dfsq.Config(layers=network.head_layers))) == of_rgb
+    assert len(of_rgb) == 1
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -51,6 +51,7 @@ class EDSR(nn.Module):
     """
 
     #: The convolutions that the paper quantizes: those of the residual blocks.
+    head_layers = ("head.0",)
     body_layers = ("body.*.body.*",)
 
     def __init__(self, scale=2, blocks=16, features=64, residual_scale=1.0, value_range=1.0):

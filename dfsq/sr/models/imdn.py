@@ -61,6 +61,7 @@ class IMDN(nn.Module):
         The weights expect RGB in ``0..value_range``, 1 for the official ones.
     """
 
+    head_layers = ("fea_conv",)
     body_layers = ("IMDB*.c?",)
     attention_layers = ("IMDB*.cca.*",)
 

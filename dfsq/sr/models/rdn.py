@@ -41,6 +41,7 @@ class RDN(nn.Module):
         The weights expect RGB in ``0..value_range``.
     """
 
+    head_layers = ("SFENet1",)
     body_layers = ("RDBs.*.convs.*.conv.0", "RDBs.*.LFF")
 
     def __init__(self, scale=4, blocks=16, layers=8, growth=64, features=64, value_range=255.0):

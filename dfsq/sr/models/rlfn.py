@@ -55,6 +55,7 @@ class RLFN(nn.Module):
         The weights expect RGB in ``0..value_range``, 255 for the official ones.
     """
 
+    head_layers = ("conv_1",)
     body_layers = ("block_*.c?_r", "block_*.c5")
     attention_layers = ("block_*.esa.*",)
 

@@ -33,6 +33,7 @@ class SRResNet(nn.Module):
         authors.
     """
 
+    head_layers = ("head.0",)
     body_layers = ("blocks.*.conv*",)
 
     def __init__(self, scale=4, blocks=16, features=64, signed_output=True, value_range=1.0):
