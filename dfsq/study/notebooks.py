@@ -297,6 +297,7 @@ def _run(path, output_name, values, cwd, progress):
             cwd=cwd,
             progress_bar=progress,
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            iopub_timeout=120,  # seconds; a busy machine takes more than the 4 of the default
         )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(f"{path.name} failed in {_where(error)}") from None
