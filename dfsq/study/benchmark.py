@@ -93,7 +93,7 @@ class Cell:
         Number of images of the data set, from its first.
     layers : {"body", "all"}
         Only the network's body, as in the paper; or head, tail and upsampler as well, at 8 bits,
-        see :func:`dfsq.config.with_all_layers`.
+        the image evenly.
     calibration : str or path, optional
         As :func:`dfsq.sr.datasets.calibration_crops` takes it; by default ``CALIBRATION`` for a
         benchmark set, and the embedded photographs for all else.
