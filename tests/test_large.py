@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -155,6 +156,15 @@ def test_progress_ends_where_the_work_does(photograph, monkeypatch, capsys, name
     assert done == pytest.approx(total)
     assert "layers:" in capsys.readouterr().err
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("every", [0, 1e9])
+def test_a_bar_drawn_at_each_layer_changes_nothing(photograph, monkeypatch, every):
+    """Layers that take long draw it anew, quick ones do not."""
+    monkeypatch.setattr(large, "tqdm", partial(large.tqdm, mininterval=every))
+    model = edsr.EDSR(2, blocks=1, features=8).eval()
+    plain = large.upscale_large(model, photograph)
+    assert np.array_equal(large.upscale_large(model, photograph, progress=True), plain)
 
 
 def test_the_network_is_as_before_when_something_fails(photograph, monkeypatch):

@@ -167,7 +167,11 @@ def upscale_large(model, lr, *, progress=False):
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
         ) as bar,
     ):
-        hooks = [conv.register_forward_hook(lambda *_: bar.update()) for conv in convs]
+
+        def count(*_):
+            bar.update()  # what it returns would take the place of the layer's result
+
+        hooks = [conv.register_forward_hook(count) for conv in convs]
         try:
             features = model.features(to_tensor(lr).to(parameter.device, parameter.dtype))
         finally:
