@@ -91,12 +91,15 @@ def server(tmp_path_factory, repository):
             command, cwd=folder, env=os.environ | own | {"PYTHONPATH": path}, stdout=log, stderr=log
         )
     try:
-        # The port is one that was free; the server writes down which.
-        while not (found := list((folder / "jupyter_runtime_dir").glob("jpserver-*.json"))):
+        # The port is one that was free; the server writes down which, in a file that is empty at first.
+        files = folder / "jupyter_runtime_dir"
+        found = ""
+        while not found.strip().endswith("}"):
+            found = "".join(file.read_text() for file in files.glob("jpserver-*.json"))
             if process.poll() is not None:
                 pytest.fail((folder / "log").read_text())
             time.sleep(0.2)
-        yield json.loads(found[0].read_text())["url"]
+        yield json.loads(found)["url"]
     finally:
         process.terminate()  # its kernel ends with it
         process.wait()
