@@ -91,7 +91,7 @@ def server(tmp_path_factory, repository):
             command, cwd=folder, env=os.environ | own | {"PYTHONPATH": path}, stdout=log, stderr=log
         )
     try:
-        # The port is one that was free; the server writes down which, in a file that is empty at first.
+        # The port is one that was free; the server writes it into a file that is empty at first.
         files = folder / "jupyter_runtime_dir"
         found = ""
         while not found.strip().endswith("}"):
