@@ -303,11 +303,16 @@ def with_all_layers(config, model, outer_bits=8):
     -------
     Config
 
+    Raises
+    ------
+    ValueError
+        For a network without ``body_layers``, if `config` names no layers either.
+
     Notes
     -----
-    An image comes in 8 evenly spaced bits. Universal sets are dense near zero and leave an eighth
-    of the half range between their last two points, which suits the tails of a layer's inputs,
-    but not pixels, of which many lie there.
+    An image comes in 8 evenly spaced bits. The universal set of four words is dense near zero and
+    leaves an eighth of the half range between its last two points, which suits the tails of a
+    layer's inputs, but not pixels, of which many lie there.
     """
     body = config.layers or getattr(model, "body_layers", None)
     if not body:

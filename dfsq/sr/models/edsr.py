@@ -50,8 +50,9 @@ class EDSR(nn.Module):
     Input ``(N, 3, H, W)``, output ``(N, 3, scale*H, scale*W)``, float, not clipped.
     """
 
-    #: The convolutions that the paper quantizes: those of the residual blocks.
+    #: The convolution that takes the image.
     head_layers = ("head.0",)
+    #: The convolutions that the paper quantizes: those of the residual blocks.
     body_layers = ("body.*.body.*",)
 
     def __init__(self, scale=2, blocks=16, features=64, residual_scale=1.0, value_range=1.0):
