@@ -8,10 +8,11 @@ import warnings
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor, nn
 
 from .histogram import DYADIC_EDGES, is_dyadic
+from .threads import parallel
 
 #: Added to the largest magnitude before the division, as in the released code.
 EPSILON = 1e-8
@@ -66,9 +67,10 @@ def center_max_statistics(x, non_negative=False):
     return low, high, mean, torch.maximum(high - mean, mean - low) + EPSILON
 
 
-# On a CPU, two passes over memory: one for the statistics, one that normalizes, looks up and undoes
-# the normalization. They are operators of torch, so that a compiled network keeps them whole. Other
-# runtimes do not have them: an exported network is made of tensor operations.
+# On a CPU, few passes over memory: three for the statistics, faster than one whose comparisons the
+# compiler does not vectorize, and one that normalizes, looks up and undoes the normalization. They
+# are operators of torch, so that a compiled network keeps them whole. Other runtimes do not have
+# them: an exported network is made of tensor operations.
 
 
 def _on_cpu(x):
@@ -76,23 +78,19 @@ def _on_cpu(x):
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
-@njit(parallel=True, cache=True)
-def _measure(x, low, high, mean):
+# Sums in any order: one after the other each would wait for the one before.
+@parallel(fastmath={"reassoc"})
+def _sum(x, total):
     channels, pixels = x.shape[1], x.shape[2]
     for plane in prange(x.shape[0] * channels):
         n, c = plane // channels, plane % channels
-        least = largest = x[n, c, 0]
-        total = 0.0
+        added = 0.0
         for i in range(pixels):
-            value = x[n, c, i]
-            least, largest = min(least, value), max(largest, value)
-            total += value
-        if not np.isfinite(total):
-            least = largest = np.float32(np.nan)
-        low[n, c], high[n, c], mean[n, c] = least, largest, total / pixels
+            added += x[n, c, i]
+        total[n, c] = added
 
 
-@njit(parallel=True, cache=True)
+@parallel()
 def _look_up(x, offset, scale, table, levels, out):
     channels, pixels = x.shape[1], x.shape[2]
     low, high = np.int32(0), np.int32(4095)
@@ -119,9 +117,12 @@ def _planes(x):
 @torch.library.custom_op("dfsq::extremes_and_mean", mutates_args=(), device_types="cpu")
 def _extremes_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Least, largest and mean value of each map, shape (N, C, 1, 1); NaN if one is not finite."""
-    found = x.new_empty(3, *x.shape[:2])
-    _measure(_planes(x), *found.numpy())
-    return tuple(part.clone()[..., None, None] for part in found)
+    total = x.new_empty(x.shape[:2], dtype=torch.float64)
+    _sum(_planes(x), total.numpy())
+    total = total[..., None, None]
+    found = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    found = (*found, (total / x.shape[2:].numel()).to(x.dtype))
+    return tuple(part.masked_fill(~torch.isfinite(total), torch.nan) for part in found)
 
 
 @torch.library.custom_op("dfsq::look_up", mutates_args=(), device_types="cpu")
@@ -264,6 +265,9 @@ class CodebookQuantizer(ActivationQuantizer):
         Values from which on the next level is taken; the midpoints by default.
     non_negative, layer
         See :class:`ActivationQuantizer`.
+    shares : array, shape (C,), optional
+        Share of a map's largest magnitude that 1 stands for in each channel, see
+        :mod:`dfsq.ranges`; values beyond it go to the outermost points.
 
     Notes
     -----
@@ -281,7 +285,7 @@ class CodebookQuantizer(ActivationQuantizer):
     tensor([-3., -1.,  0.])
     """
 
-    def __init__(self, points, thresholds=None, non_negative=False, layer=""):
+    def __init__(self, points, thresholds=None, non_negative=False, layer="", shares=None):
         super().__init__(non_negative, layer)
         points = [np.asarray(p, dtype=np.float64) for p in points]
         for c, p in enumerate(points):
@@ -305,6 +309,15 @@ class CodebookQuantizer(ActivationQuantizer):
             levels[c, len(p) :] = p[-1]
             padded[c, : len(t)] = torch.from_numpy(t)
         count = torch.from_numpy(np.array([len(p) for p in points], np.int16))
+        if shares is not None:
+            shares = torch.from_numpy(np.array(shares, np.float32))
+            if shares.shape != (len(points),) or not ((shares > 0) & (shares < torch.inf)).all():
+                raise ValueError(
+                    f"shares must be {len(points)} positive numbers, one a channel, not "
+                    f"{shares.tolist()}"
+                )
+            shares = shares[:, None, None]
+        self.register_buffer("shares", shares)
         self.register_buffer("count", count)
         self.register_buffer("levels", levels)
         self.register_buffer("thresholds", padded)
@@ -337,7 +350,10 @@ class CodebookQuantizer(ActivationQuantizer):
         return self.quantized(x, *self.statistics(x))
 
     def statistics(self, x):
-        """Offset and scale of each map, shape (N, C, 1, 1), see :func:`center_max`."""
+        """Offset and scale of each map, shape (N, C, 1, 1), see :func:`center_max`.
+
+        The scale is what the level 1 stands for, with the channel's share of the range in it.
+        """
         if x.shape[1] != len(self.levels):
             raise ValueError(
                 f"layer {self.layer!r} takes {len(self.levels)} channels, not {x.shape[1]}"
@@ -346,7 +362,7 @@ class CodebookQuantizer(ActivationQuantizer):
             self._warn("small", "meets a map of under 64 pixels, whose statistics say little")
         low, _, offset, scale = center_max_statistics(x, self.non_negative)
         self._check_sign(low)
-        return offset, scale
+        return offset, scale if self.shares is None else scale * self.shares
 
     def quantized(self, x, offset, scale):
         """Quantize under given statistics, of the whole map where `x` is a part of one."""

@@ -141,19 +141,41 @@ class _Observer:
         self.values_seen += x[:, 0].numel()
         self.low = np.minimum(self.low, x.amin((0, 2, 3)).cpu().numpy())
         self.high = np.maximum(self.high, x.amax((0, 2, 3)).cpu().numpy())
-        if self.error_units == "normalized":
-            self.histogram.add(center_max(x, self.non_negative)[0])
-        else:
-            for image in x.split(1):
-                z, _, scale = center_max(image, self.non_negative)
-                own = Histogram(x.shape[1], self.edges)
-                own.add(z)
-                self.histogram.merge(own, scale.flatten().double().cpu().numpy() ** 2)
+        add_normalized({1.0: self.histogram}, x, self.non_negative, self.error_units)
         if self.spill is not None:
             for image in x.cpu().contiguous().numpy():
                 path = self.spill.path / f"{self.name}-{len(self.inputs)}.npy"
                 np.save(path, image)
                 self.inputs.append(path)
+
+
+def add_normalized(histograms, x, non_negative, error_units):
+    """Add a layer's input, normalized, to histograms of it.
+
+    Parameters
+    ----------
+    histograms : dict of float to Histogram
+        By the share of a map's largest magnitude that 1 stands for, see :mod:`dfsq.ranges`.
+    x : float tensor, shape (N, C, H, W)
+    non_negative : bool
+    error_units : str
+        See :class:`dfsq.Config`; in those of the output, a map counts with its squared scale.
+    """
+    for part in x.split(1) if error_units == "output" else (x,):
+        z, _, scale = center_max(part, non_negative)
+        for share, histogram in histograms.items():
+            shared = z if share == 1 else z / share
+            if error_units == "normalized":
+                histogram.add(shared)
+                continue
+            own = Histogram(x.shape[1], histogram.edges)
+            own.add(shared)
+            histogram.merge(own, scale.flatten().double().cpu().numpy() ** 2)
+
+
+def is_held_out(i, count):
+    """Whether the choices made on `count` images are judged on image `i`: on each fourth."""
+    return i % 4 == 3 or i == count - 1
 
 
 def as_batches(images):

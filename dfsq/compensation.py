@@ -302,11 +302,9 @@ def _select_points(target, importance, points, universal, share):
     scale[scale == 0] = 1
     z = np.clip(target / scale, -1, 1)
     chosen = np.full((len(target), min(max(points), len(universal))), np.inf)
-    for k in np.unique(points):
-        rows = np.flatnonzero(points == k)
-        selections = select_channels(z[rows], k=k, universal=universal, weights=importance)
-        found = np.stack([s.points for s in selections])
-        chosen[rows, : found.shape[1]] = found
+    selections = select_channels(z, k=points, universal=universal, weights=importance)
+    for row, selection in zip(chosen, selections, strict=True):
+        row[: len(selection.points)] = selection.points
     return chosen, scale
 
 

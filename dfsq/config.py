@@ -23,6 +23,7 @@ _RELEASED = {
     "least_squares": False,
     "compensation": False,
     "scale_search": False,
+    "range_search": False,
     "bias_correction": False,
     "budget": False,
 }
@@ -88,6 +89,10 @@ class Config:
         Whether other scales than ``max|w|`` are tried for the subset of an output channel, and
         taken where they leave less error on held-out calibration images; for weights by
         ``"subset"``.
+    range_search : bool
+        Whether codebooks are tried that span another share of a channel's range than all of it,
+        and taken where they leave less error on held-out calibration images, see
+        :mod:`dfsq.ranges`; for the selector ``"exact"``.
     bias_correction : bool
         Whether the bias makes up for the mean error.
     budget : bool
@@ -145,6 +150,7 @@ class Config:
     least_squares: bool = True
     compensation: bool = True
     scale_search: bool = True
+    range_search: bool = False
     bias_correction: bool = True
     budget: bool = False
     sequential: bool = False
@@ -185,6 +191,7 @@ class Config:
             "sequential": (True, False),
             **dict.fromkeys(_STATISTICS, (True, False)),
             "scale_search": (True, False),
+            "range_search": (True, False),
         }
         for name, values in allowed.items():
             value = getattr(self, name)
@@ -197,6 +204,8 @@ class Config:
             raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         if not isinstance(self.damping, float) or not 0 < self.damping < 1:
             raise ValueError(f"damping must be between 0 and 1, such as 0.01, not {self.damping!r}")
+        if self.range_search and self.selector != "exact":
+            raise ValueError(f"range_search=True goes with selector='exact', not {self.selector!r}")
         if self.budget:
             needed = {
                 "selector": "exact",
@@ -259,6 +268,11 @@ class Config:
             if fnmatchcase(name, pattern):
                 changes |= dict(override)
         return replace(self, overrides=(), **changes)
+
+    @property
+    def searches_range(self):
+        """Whether the activations' range is searched; other normalizations have no codebook."""
+        return self.range_search and self.act_bits < 32 and self.normalization == "center-max"
 
     @property
     def needs_statistics(self):
@@ -333,6 +347,7 @@ _STATISTICS = ("least_squares", "compensation", "bias_correction")
 _LAYER_FIELDS = {
     *_STATISTICS,
     "scale_search",
+    "range_search",
     "damping",
     "order",
     "weight_bits",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import budget
+from . import budget, ranges
 from .activations import (
     BuffersKeepType,
     CodebookQuantizer,
@@ -23,12 +23,13 @@ from .calibration import (
     calibrate,
     digest_of,
     find_layers,
+    is_held_out,
     needs_inputs,
     stated_sign,
 )
 from .compensation import Statistics, compensate
 from .config import Config
-from .memory import freed_memory_kept
+from .memory import freed_memory_kept, in_groups
 from .universal import universal_set
 from .weights import QuantizedWeight, quantize_weight
 
@@ -207,9 +208,13 @@ def quantize(model, images, config=None, *, progress=True):
             "budget, least_squares, scale_search, compensation and bias_correction need "
             "calibration images"
         )
-    points = dict.fromkeys(layers, (None, None))
+    points, searched = dict.fromkeys(layers, (None, None)), {}
     if config.budget:
         points = budget.plan(quantized, configs, calibration)  # in float as yet
+    to_search = {name: own for name, own in configs.items() if own.searches_range}
+    if to_search and not config.sequential:
+        numbers = {name: sides[0] for name, sides in points.items()}
+        searched = ranges.search(quantized, to_search, calibration, numbers, progress=progress)
     if config.sequential:
         layers = _in_order_of_execution(quantized, layers, calibration.batches)
     for name, conv in tqdm(layers.items(), "quantizing", disable=not progress, unit="layer"):
@@ -222,9 +227,13 @@ def quantize(model, images, config=None, *, progress=True):
         seen = calibration
         if config.sequential:
             seen = _recalibrated(quantized, name, calibration, config)
+            if name in to_search:
+                searched = ranges.search(quantized, {name: chosen}, seen)
         activation = None
         if chosen.act_bits < 32:
-            activation = _activation(name, chosen, seen, report, points[name][0])
+            activation = _activation(
+                name, chosen, seen, report, points[name][0], searched.get(name)
+            )
         weight = None if name in chosen_later else _weight(name, conv, chosen)
         replace_layer(quantized, name, QuantConv2d.from_float(conv, weight, activation))
         if config.sequential and name in chosen_later:
@@ -281,24 +290,13 @@ def _weight(name, conv, config):
         raise ValueError(f"layer {name!r}: {error}") from None
 
 
-#: Memory for the second moments of layers that are treated in one pass.
-MEMORY_LIMIT = 2 * 2**30
-
-
 @torch.no_grad()
 def _compensate(model, names, configs, points, batches, progress=False):
     """Choose weights and biases of layers whose activations are quantized already."""
-    groups, room = [], 0
-    for name in names:
-        size = 2 * Statistics.bytes(model.get_submodule(name))
-        if not groups or size > room:
-            groups.append([])
-            room = MEMORY_LIMIT
-        groups[-1].append(name)
-        room -= size
+    sizes = {name: 2 * Statistics.bytes(model.get_submodule(name)) for name in names}
     made = {}
     with tqdm(total=len(names), desc="compensating", disable=not progress, unit="layer") as bar:
-        for group in groups:
+        for group in in_groups(sizes):
             gathered = _gather(model, group, batches)
             for name in group:
                 made[name] = _compensated(
@@ -342,8 +340,8 @@ def _gather(model, names, batches):
     try:
         with freed_memory_kept():
             for i, batch in enumerate(batches):
-                last = i == len(batches) - 1
-                parts[:] = (0, 1) if len(batches) == 1 else (int(i % 4 == 3 or last),)
+                alone = len(batches) == 1
+                parts[:] = (0, 1) if alone else (int(is_held_out(i, len(batches))),)
                 model(batch.to(first.device, first.dtype))
     finally:
         for hook in hooks:
@@ -411,8 +409,11 @@ def _check_calibrated(name, conv, config, calibration):
         )
 
 
-def _activation(name, config, calibration, report, points):
-    """The activation quantizer of one layer, and its part of the report."""
+def _activation(name, config, calibration, report, points, searched=None):
+    """The activation quantizer of one layer, and its part of the report.
+
+    Of a search of the ranges, `searched` has their shares and the histogram under these.
+    """
     layer = calibration.layers[name]
     report.non_negative = layer.non_negative
     if config.normalization == "minmax":
@@ -433,18 +434,15 @@ def _activation(name, config, calibration, report, points):
         report.points = k
         return CodebookQuantizer([even] * channels, None, layer.non_negative, name)
     universal = universal_set(config.universal, config.words, signed=not layer.non_negative)
-    data = layer.samples() if config.selector == "kmeans" else layer.histogram
-    options = {"method": config.selector, "universal": universal, "seed": config.seed}
-    if points is None:
-        selections = select_channels(data, k=k, **options)
-    else:
-        selections = [None] * channels
-        for k in np.unique(points):
-            rows = np.flatnonzero(points == k)
-            for c, found in zip(
-                rows, select_channels(data.only(rows), k=k, **options), strict=True
-            ):
-                selections[c] = found
+    shares, histogram = (None, layer.histogram) if searched is None else searched
+    data = layer.samples() if config.selector == "kmeans" else histogram
+    selections = select_channels(
+        data,
+        k=k if points is None else points,
+        method=config.selector,
+        universal=universal,
+        seed=config.seed,
+    )
     report.points = float(np.mean([len(s.points) for s in selections]))
     report.duplicates = sum(s.duplicates for s in selections)
     report.seconds = sum(s.seconds for s in selections)
@@ -452,12 +450,15 @@ def _activation(name, config, calibration, report, points):
     power = layer.histogram.squares.sum()
     if config.selector == "kmeans" and calibration.error_units == "output":
         power = np.square(data, dtype=np.float64).sum()  # it takes normalized samples regardless
-    report.relative_error = float(sum(s.sse for s in selections) / power) if power else 0.0
+    unit = np.ones(channels) if shares is None else shares**2
+    error = sum(square * s.sse for square, s in zip(unit, selections, strict=True))
+    report.relative_error = float(error / power) if power else 0.0
     return CodebookQuantizer(
         [s.points for s in selections],
         [s.thresholds for s in selections],
         layer.non_negative,
         name,
+        shares,
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .activations import CodebookQuantizer, StaticUniformQuantizer, center_max
+from .activations import CodebookQuantizer, StaticUniformQuantizer
 from .calibration import as_batches
 from .convert import QuantConv2d, summary
 from .storage import layer_parts
@@ -182,7 +182,9 @@ def shift_adds(model, images):
 
     def observer(name, quantizer):
         def observe(conv, arguments):
-            codes = quantizer.codes(center_max(arguments[0].float(), quantizer.non_negative)[0])
+            x = arguments[0].float()
+            offset, scale = quantizer.statistics(x)
+            codes = quantizer.codes((x - offset) / scale)
             for c in range(codes.shape[1]):
                 counts = torch.bincount(codes[:, c].flatten(), minlength=len(terms[name][c]))
                 used[name][c] += counts.double().cpu().numpy()

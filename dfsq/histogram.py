@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from .threads import parallel
+
 #: Edges between the 4096 cells over [-1, 1]; the outer cells are open.
 DYADIC_EDGES = (np.arange(1, 4096) - 2048) / 2048.0
 DYADIC_EDGES.setflags(write=False)
@@ -72,7 +74,7 @@ def _accumulate(values, weights, weighted, edges, dyadic, count, total, squares)
             squares[cell] += w * x * x
 
 
-@njit(parallel=True, cache=True)
+@parallel()
 def _accumulate_all(values, weights, weighted, edges, dyadic, count, total, squares):
     for c in prange(values.shape[1]):
         _accumulate(values[:, c], weights, weighted, edges, dyadic, count[c], total[c], squares[c])
@@ -128,6 +130,10 @@ class Histogram:
     @property
     def channels(self):
         return len(self.count)
+
+    @property
+    def nbytes(self):
+        return self.count.nbytes + self.total.nbytes + self.squares.nbytes
 
     @property
     def dyadic(self):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import nn
 
 from .activations import CodebookQuantizer
 from .convert import replace_layer, summary
+from .threads import parallel
 
 #: A point of the universal set is a whole number of these.
 UNIT = 2**-10
@@ -23,7 +24,7 @@ UNIT = 2**-10
 SCALE_BITS = 24
 
 
-@njit(parallel=True, cache=True)
+@parallel()
 def _accumulate(q, w, scale, offset, stride, padding, dilation, groups, out):
     images, _, height, width = q.shape
     outputs, share, rows, columns = w.shape

@@ -1,8 +1,38 @@
-"""How freed memory is treated while many large feature maps come and go."""
+"""Memory: how much is taken at a time, and how freed memory is treated."""
 
 import ctypes
 import sys
 from contextlib import contextmanager
+
+#: Memory, in bytes, for the statistics of layers that are gathered in one pass over the images.
+LIMIT = 2 * 2**30
+
+
+def in_groups(sizes):
+    """Names in groups that fit the memory limit together; one that does not is by itself.
+
+    Parameters
+    ----------
+    sizes : dict of str to int
+        Bytes of each name.
+
+    Returns
+    -------
+    list of list of str
+
+    Examples
+    --------
+    >>> in_groups({"a": 2**30, "b": 2**30, "c": 2**31, "d": 1})
+    [['a', 'b'], ['c'], ['d']]
+    """
+    groups, room = [], 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = LIMIT
+        groups[-1].append(name)
+        room -= size
+    return groups
 
 
 @contextmanager

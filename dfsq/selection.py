@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit, prange
 
 from .histogram import Histogram, cell_bounds, checked_weights, edges_for
+from .threads import parallel
 from .universal import universal_set
 
 METHODS = ("exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free")
@@ -126,7 +127,7 @@ def select_channels(
         One entry a channel; an array of shape (channels, n) will do.
     bits, method, universal
         See :func:`select`.
-    k : int, optional
+    k : int, or int array of shape (channels,), optional
         Number of points, instead of ``2**bits``. If it exceeds the universal set, the whole set
         is taken.
     pinned : sequence of float
@@ -159,6 +160,12 @@ def select_channels(
     >>> [len(selection.points) for selection in select_channels(layer, k=3, method="kmeans")]
     [3, 3]
     """
+    if np.ndim(k):
+        return _with_own_k(
+            samples, np.asarray(k), bits=bits, method=method, universal=universal, pinned=pinned,
+            weights=weights, seed=seed, restarts=restarts, iterations=iterations,
+            tolerance=tolerance, pin_zero=pin_zero, limit=limit,
+        )  # fmt: skip
     universal = universal_set("dfsq") if universal is None else _checked_universal(universal)
     k = _checked_k(bits, k)
     if method not in METHODS:
@@ -201,6 +208,20 @@ def select_channels(
         Selection(points, float(sse), method, seconds, int(duplicates), float(size))
         for points, sse, duplicates, size in found
     ]
+
+
+def _with_own_k(samples, k, **options):
+    """Selections of channels that have numbers of points of their own, one search a number."""
+    channels = samples.channels if isinstance(samples, Histogram) else len(samples)
+    if k.shape != (channels,):
+        raise ValueError(f"k must be one number, or one a channel, {channels}, not {k.shape}")
+    selections = [None] * channels
+    for own in np.unique(k):
+        rows = np.flatnonzero(k == own)
+        part = samples.only(rows) if isinstance(samples, Histogram) else [samples[c] for c in rows]
+        for c, selection in zip(rows, select_channels(part, k=own, **options), strict=True):
+            selections[c] = selection
+    return selections
 
 
 def _checked_universal(universal):
@@ -382,7 +403,7 @@ def _exact(N, S, total_squares, u, edge, k, pinned):  # noqa: N803
     return chosen, best
 
 
-@njit(parallel=True, cache=True)
+@parallel()
 def _exact_all(N, S, squares, u, edge, k, pinned, chosen, error):  # noqa: N803
     for c in prange(N.shape[0]):
         chosen[c], error[c] = _exact(N[c], S[c], squares[c], u, edge, k, pinned)
@@ -446,7 +467,7 @@ def _curve(N, S, total_squares, u, edge, error):  # noqa: N803
         error[row] = max(best, 0.0)
 
 
-@njit(parallel=True, cache=True)
+@parallel()
 def _curves(N, S, squares, u, edge, error):  # noqa: N803
     for c in prange(N.shape[0]):
         _curve(N[c], S[c], squares[c], u, edge, error[c])

@@ -2,9 +2,9 @@
 
 A safetensors file with, for each layer, ``codes`` (of the weight, packed row by row to the base of
 the channel's number of points), the ``points`` and ``scale`` of its codebooks, the ``inputs``' own
-codebooks, and the ``bias`` (or float ``weight``) where it was fitted. Points of a universal set are
-indices into the set. The float parts are not in the file: :func:`load` takes them from the float
-network.
+codebooks, the ``shares`` of the range that these span where it was searched, and the ``bias`` (or
+float ``weight``) where it was fitted. Points of a universal set are indices into the set. The float
+parts are not in the file: :func:`load` takes them from the float network.
 """
 
 import json
@@ -208,6 +208,8 @@ def layer_parts(conv, config, report):
         again = CodebookQuantizer(_read_points("inputs", entry["inputs"], for_inputs, tensors))
         if not torch.equal(again.thresholds, thresholds):  # not the midpoints
             tensors["thresholds"] = thresholds
+        if quantizer.shares is not None:
+            tensors["shares"] = quantizer.shares.flatten()
     elif quantizer is not None:
         entry["bits"] = quantizer.bits
         if isinstance(quantizer, StaticUniformQuantizer):
@@ -244,7 +246,8 @@ def _read(conv, entry, tensors, config, report):
                 row[: len(p) - 1].double().numpy()
                 for row, p in zip(tensors["thresholds"], points, strict=True)
             ]
-        quantizer = CodebookQuantizer(points, thresholds, non_negative, name)
+        shares = tensors["shares"].numpy() if "shares" in tensors else None
+        quantizer = CodebookQuantizer(points, thresholds, non_negative, name, shares)
     elif "low" in tensors:
         low, high = tensors["low"].numpy(), tensors["high"].numpy()
         quantizer = StaticUniformQuantizer(entry["bits"], low, high, non_negative, name)

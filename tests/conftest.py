@@ -11,10 +11,13 @@ import numba
 import pytest
 import torch
 
+from dfsq.threads import start_threads, threads_limited
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    torch.set_num_threads(share)
+    start_threads()
     numba.set_num_threads(min(share, numba.get_num_threads()))
+    torch.set_num_threads(share)
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +53,8 @@ def _cache_of_the_session(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_thread():
     """For modules of tiny networks, where waiting for a second thread on a busy machine is all."""
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
+    with threads_limited(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import dfsq
-from dfsq import compensation, convert
+from dfsq import compensation, convert, memory
 from dfsq.calibration import calibrate, find_layers
 from dfsq.compensation import Statistics, compensate
 from dfsq.config import Config
@@ -673,12 +673,12 @@ def test_passes_in_little_memory_give_the_same(net, monkeypatch):
         return original(model, names, batches)
 
     monkeypatch.setattr(convert, "_gather", counted)
-    monkeypatch.setattr(convert, "MEMORY_LIMIT", 1)
+    monkeypatch.setattr(memory, "LIMIT", 1)
     one_by_one = quantize(net)
     assert passes == [[name] for name in LAYERS]
     assert same(at_once, one_by_one)
     passes.clear()
-    monkeypatch.setattr(convert, "MEMORY_LIMIT", 4 * Statistics.bytes(net.body[0]))
+    monkeypatch.setattr(memory, "LIMIT", 4 * Statistics.bytes(net.body[0]))
     assert same(at_once, quantize(net))
     assert passes == [list(LAYERS[:2]), list(LAYERS[2:])]
 

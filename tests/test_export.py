@@ -108,6 +108,7 @@ def test_quantizers_bit_for_bit(tmp_path):
         CodebookQuantizer(codebooks(256)),
         CodebookQuantizer(codebooks(256, signed=False), non_negative=True),
         CodebookQuantizer(codebooks(16, words=3)),
+        CodebookQuantizer(codebooks(16), shares=np.linspace(0.5, 1.1, channels)),
         CodebookQuantizer(codebooks(256, words=3)),
         CodebookQuantizer(even),
         CodebookQuantizer([[0.5]] * channels),

@@ -544,3 +544,24 @@ def test_histograms_that_do_not_fit():
         select_channels(half, 2)
     with pytest.raises(ValueError, match="no channels"):
         select_channels([], 2)
+
+
+def test_numbers_of_points_by_channel():
+    """Each channel has the selection of its own number, of samples or of a histogram."""
+    generator = np.random.default_rng(0)
+    samples, numbers = generator.uniform(-1, 1, (4, 200)), np.array([3, 16, 3, 5])
+    histogram = Histogram(4)
+    histogram.add(samples[None])
+    for data in (samples, list(samples), histogram):
+        found = select_channels(data, k=numbers)
+        for one, k, selection in zip(samples, numbers, found, strict=True):
+            alone = select(one, k=int(k))
+            assert np.array_equal(selection.points, alone.points)
+            assert selection.sse == pytest.approx(alone.sse)
+    for wrong in (numbers[:3], numbers[None]):
+        with pytest.raises(ValueError, match="k must be one number, or one a channel, 4"):
+            select_channels(histogram, k=wrong)
+    with pytest.raises(ValueError, match="either bits or k"):
+        select_channels(histogram, 4, k=numbers)
+    with pytest.raises(ValueError, match="whole number of at least 1, not"):
+        select_channels(histogram, k=[0, 1, 2, 3])

@@ -1,0 +1,40 @@
+"""Threads of a CPU."""
+
+import subprocess
+import sys
+
+import numba
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from dfsq.threads import threads_limited
+
+FIRST_KERNELS = {
+    "activations": "dfsq.activations.center_max(torch.rand(1, 2, 8, 8))",
+    "histogram": "dfsq.Histogram(2).add(torch.rand(1, 2, 9))",
+    "selection": "dfsq.select_channels([[0.1, 0.5], [0.2, 0.6]], bits=1)",
+}
+
+
+@pytest.mark.parametrize("first", FIRST_KERNELS)
+def test_the_first_kernel_leaves_pytorchs_threads_alone(first):
+    """As many as were asked for before, whatever numba starts."""
+    script = (
+        "import torch, dfsq\n"
+        "count = 1 if torch.get_num_threads() > 1 else 3\n"
+        "torch.set_num_threads(count)\n"
+        f"{FIRST_KERNELS[first]}\n"
+        "assert torch.get_num_threads() == count, torch.get_num_threads()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_limited(count):
+    before = torch.get_num_threads(), numba.get_num_threads()
+    with threads_limited(count):
+        assert torch.get_num_threads() == count
+        assert numba.get_num_threads() <= count
+        assert all(pool["num_threads"] == count for pool in threadpool_info())
+    assert (torch.get_num_threads(), numba.get_num_threads()) == before
