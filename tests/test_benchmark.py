@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_info
+from torch import nn
 
 from dfsq import Config, sr
 from dfsq.activations import CodebookQuantizer, DynamicUniformQuantizer
@@ -527,6 +529,103 @@ def test_killed_at_a_random_moment(photos, tmp_path):
     provenance = Store(tmp_path / "killed").provenance
     assert provenance.id.is_unique
     assert len(provenance) == 11
+
+
+# --- arithmetic ---
+
+
+def test_a_row_remembers_its_arithmetic(bench, cell, monkeypatch):
+    """The last bits of the network's output, and of the linear algebra."""
+    run(bench(), cell)
+    assert bench().store.provenance.arithmetic.tolist() == [bench().arithmetic(cell)]
+    digests, original = {bench().arithmetic(cell)}, benchmark._linear_algebra
+
+    def another_bit(device):
+        first, *rest = original(device)
+        first.flatten()[0] = torch.nextafter(first.flatten()[0], torch.tensor(9.0))
+        return [first, *rest]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "_linear_algebra", another_bit)
+        digests.add(bench().arithmetic(cell))
+    forward = nn.Module.__call__
+
+    def another_pixel(module, x):
+        return forward(module, x) + (0 if isinstance(module, nn.Conv2d) else 1e-6)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", another_pixel)
+        digests.add(bench().arithmetic(cell))
+    assert len(digests) == 3
+    assert bench().arithmetic(cell) in digests
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_are_computed_by_as_many_threads_as_are_asked_for(bench, cell, monkeypatch, threads):
+    seen, before, original = [], torch.get_num_threads(), benchmark.evaluate
+
+    def counted(*arguments):
+        seen.append({pool["num_threads"] for pool in threadpool_info()})
+        seen.append(torch.get_num_threads())
+        return original(*arguments)
+
+    monkeypatch.setattr(benchmark, "evaluate", counted)
+    run(bench(threads=threads), cell)
+    assert max(seen[0]) == seen[1] == threads
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_bad_numbers_of_threads(threads):
+    with pytest.raises(ValueError, match="threads must be a whole number of at least 1"):
+        Bench(threads=threads)
+
+
+def test_rows_of_other_arithmetic_are_computed_again(bench, cell, computed, monkeypatch):
+    """If asked for; what they were is kept, one row an arithmetic, and not what is the same."""
+    other = replace(cell, bits=3)
+
+    def with_arithmetic(name, *cells, again=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Bench, "arithmetic", lambda self, cell: name)
+            computed.clear()
+            bench().run(list(cells), again=again, progress=False)
+        return len(computed)
+
+    def repeats():
+        found = bench().store.repeats
+        return [] if found.empty else list(zip(found.id, found.arithmetic, strict=True))
+
+    assert with_arithmetic("a", cell) == 1
+    first = bench().store.results.iloc[0]
+    assert with_arithmetic("a", cell) == 0
+    assert with_arithmetic("b", cell, again=False) == 0
+    assert repeats() == []
+    assert with_arithmetic("b", cell, other) == 2
+    assert repeats() == [(first.id, "a")]
+    assert bench().store.repeats.psnr[0] == first.psnr
+    assert bench().store.arithmetic(first.id) == "b"
+    assert with_arithmetic("c", cell, other) == 2
+    assert sorted(name for own, name in repeats() if own == first.id) == ["a", "b"]
+    assert len(repeats()) == 3
+    assert with_arithmetic("a", cell) == 1
+    assert sorted(name for own, name in repeats() if own == first.id) == ["b", "c"]
+    assert len(bench().store.results) == len(bench().store.provenance) == 2
+
+
+def test_rows_whose_arithmetic_nobody_noted(bench, cell, computed):
+    """Of files without the column."""
+    (row,) = run(bench(), cell).id
+    path = bench().store.folder / "provenance.csv"
+    pd.read_csv(path).drop(columns="arithmetic").to_csv(path, index=False)
+    assert bench().store.arithmetic(row) == ""
+    assert bench().store.arithmetic("none") is None
+    run(bench(), cell)
+    assert len(computed) == 1
+    bench().run([cell], again=True, progress=False)
+    assert len(computed) == 2
+    assert bench().store.repeats.arithmetic.tolist() == [""]
+    assert bench().store.arithmetic(row) == bench().arithmetic(cell)
 
 
 def test_a_method_that_fails_is_named(bench, cell, tmp_path):

@@ -18,8 +18,8 @@ from dfsq.sr.models.rlfn import RLFN
 from dfsq.sr.models.srresnet import SRResNet
 from dfsq.sr.mxnet import read_mxnet
 from dfsq.sr.zoo import ENTRIES, from_state, load_model
+from dfsq.study import tables
 from dfsq.study.benchmark import RESULTS_FOLDER, Bench, Cell, Store, evaluate, row_id
-from dfsq.study.tables import whole_sets
 
 PUBLISHED = [  # name, set, PSNR-Y as published for the weights
     ("edsr-8-x2", "Set5", 37.801),
@@ -235,8 +235,13 @@ def test_a_folder_in_the_usual_layouts(tmp_path):
 
 
 def test_rows_drawn_from_the_tables_hold(dfsq_data):
-    """Three rows on Set5, drawn anew in each run, computed again."""
-    rows = whole_sets(Store(RESULTS_FOLDER).results)
+    """Three rows on Set5, drawn anew in each run, computed again.
+
+    To the last digit of the table, if a machine rounds as the one that computed the row; if not,
+    or if that is not known of the row, to 0.001 dB, which not every row keeps there.
+    """
+    store = Store(RESULTS_FOLDER)
+    rows = tables.whole_sets(store.results)
     rows = rows[(rows.dataset == "Set5") & (rows.method != "bicubic")]
     # from the system's own randomness: the tests' seeds must not fix the draw
     for row in rows.sample(3, random_state=np.random.default_rng()).to_dict("records"):
@@ -245,4 +250,6 @@ def test_rows_drawn_from_the_tables_hold(dfsq_data):
         )
         bench = Bench(device="cpu")
         assert row_id(bench.key(cell)) == row["id"], cell  # weights, pixels and crops are the same
-        assert bench.compute(cell).psnr.mean() == pytest.approx(row["psnr"], abs=1e-3), cell
+        alike = store.arithmetic(row["id"]) == bench.arithmetic(cell)
+        psnr = bench.compute(cell).psnr.mean()
+        assert psnr == pytest.approx(row["psnr"], abs=1e-6 if alike else 1e-3), (cell, alike)

@@ -227,3 +227,17 @@ def test_our_presets_never_lose_more_than_the_released_method(preset):
     common = ours.index.intersection(released.index)
     assert {"edsr-8-x2", "edsr-x2", "srresnet-8-x4", "imdn-x4"} <= {*common.unique("model")}
     assert (ours[common] >= released[common] - 0.01).all(), (ours - released)[common]
+
+
+def test_repeats_of_rows():
+    """What was seen of other roundings, beside the standing rows."""
+    store = Store(RESULTS_FOLDER)
+    assert set(store.repeats.id) <= set(store.results.id)
+    rows = tables.whole_sets(store.results)
+    found = tables.repeated(rows, store.images, store.repeats)
+    psnr = store.results.set_index("id").psnr
+    before = store.repeats.set_index("id").psnr
+    assert len(found) > 50
+    for row in found.itertuples():
+        assert row.change == psnr[row.id] - before[row.id]
+    assert tables.repeated(rows, store.images, store.repeats.iloc[:0]).empty

@@ -23,15 +23,16 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .. import sr
-from ..calibration import Calibration, calibrate, needs_inputs
+from ..calibration import Calibration, calibrate, digest_of, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
-from ..sr.imaging import psnr_y, ssim_y
+from ..sr.imaging import psnr_y, ssim_y, to_tensor
 from ..sr.upscaling import Bicubic, upscale
 from ..sr.zoo import is_user_function, user_function
+from ..threads import threads_limited
 from ..universal import universal_set
 from .devices import choose_device
 
@@ -68,7 +69,7 @@ KEY = [
 ]
 
 #: Columns to be read as text, even where a digest or a name is all digits.
-TEXT = ["id", "image", "model", "dataset", "layers", "method", "calibration"]
+TEXT = ["id", "image", "model", "dataset", "layers", "method", "calibration", "arithmetic"]
 TEXT += [name for name in KEY if name.endswith("_digest")]
 
 
@@ -264,6 +265,7 @@ ABLATIONS = (
     "dfsq-exact:least_squares=false",
     "dfsq-exact:compensation=false",
     "dfsq-exact:scale_search=false",
+    "dfsq-exact:range_search=true",
     "dfsq-exact:bias_correction=false",
     "dfsq-exact:damping=0.001",
     "dfsq-exact:damping=0.1",
@@ -299,6 +301,8 @@ def ablation_grid(bits=(4,)):
 class Store:
     """Rows of results in a folder: ``results.csv``, ``images.csv`` and ``provenance.csv``.
 
+    What a row was with another arithmetic, before it was computed again, is in ``repeats.csv``.
+
     Parameters
     ----------
     folder : path
@@ -307,7 +311,12 @@ class Store:
         A folder whose rows stand too, but which is never written to.
     """
 
-    TABLES = {"images": ["id", "image"], "provenance": ["id"], "results": KEY}  # noqa: RUF012
+    TABLES = {  # noqa: RUF012
+        "images": ["id", "image"],
+        "provenance": ["id"],
+        "repeats": ["id", "arithmetic"],
+        "results": KEY,
+    }
 
     def __init__(self, folder=RESULTS_FOLDER, standing=None):
         self.folder, self.standing = Path(folder), standing
@@ -334,10 +343,18 @@ class Store:
         found = self.results[self.results["id"] == identifier]
         return None if found.empty else found.iloc[0]
 
-    def add(self, key, per_image, seconds, device="cpu"):
+    def arithmetic(self, identifier):
+        """What :meth:`Bench.arithmetic` was for a row; empty if not known, None without a row."""
+        if self.find(identifier) is None:
+            return None
+        row = self.provenance[self.provenance["id"] == identifier].iloc[0]
+        return row.get("arithmetic", "")
+
+    def add(self, key, per_image, seconds, device="cpu", arithmetic=""):
         """Add a finished row; files are replaced whole, so a kill leaves the old ones.
 
-        Rows that another process has added since are kept.
+        Rows that another process has added since are kept, and of the row itself, if it was
+        computed with another `arithmetic` before, its PSNR.
         """
         identifier = row_id(key)
         row = {
@@ -352,6 +369,7 @@ class Store:
             "date": date.today().isoformat(),
             "device": device,
             "cores": os.cpu_count(),
+            "arithmetic": arithmetic,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -360,14 +378,26 @@ class Store:
         new = {"images": images, "provenance": [provenance], "results": [row]}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
+            new["repeats"] = Store(self.folder)._repeats(identifier, arithmetic)
             for name, by in self.TABLES.items():  # results last: what is there has all the rest
                 rows = pd.DataFrame(new[name])
+                if rows.empty:
+                    continue
                 table = _joined(self._read(name, self.folder), rows, by)
                 path = self.folder / f"{name}.csv"
                 temporary = path.with_suffix(".part")
                 table.to_csv(temporary, index=False, float_format="%.6f")
                 os.replace(temporary, path)
                 setattr(self, name, _joined(getattr(self, name), rows, by))
+
+    def _repeats(self, identifier, arithmetic):
+        """What a row was with other arithmetic than that which it is to be replaced with."""
+        before, repeats = self.arithmetic(identifier), self.repeats
+        if before is None or before == arithmetic:
+            return []
+        kept = [] if repeats.empty else repeats[repeats["id"] == identifier].to_dict("records")
+        kept.append({"id": identifier, "arithmetic": before, "psnr": self.find(identifier)["psnr"]})
+        return [row for row in kept if row["arithmetic"] != arithmetic]
 
 
 def _joined(old, new, by):
@@ -423,6 +453,26 @@ def _file_digest(function):
     return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
 
 
+def _linear_algebra(device):
+    """What error compensation computes, for 576 inputs of numbers that are the same everywhere.
+
+    Returns
+    -------
+    list of tensors
+        The product of the patches, the inverse of the damped moments, its factor, eigenvalues, a
+        solution and a product.
+    """
+    size, samples = 576, 8192
+    values = (torch.arange(size * samples) * 7919) % 1009
+    patches = (values.float() / 1009 - 0.5).view(size, samples).to(device)
+    second = patches @ patches.T
+    damped = second.double().cpu().numpy() / samples + np.eye(size)
+    inverse = np.linalg.inv(damped)
+    found = inverse, np.linalg.cholesky((inverse + inverse.T) / 2), np.linalg.eigvalsh(damped)
+    found += np.linalg.solve(damped, damped[:, :64]), damped[:64] @ damped
+    return [second, *map(torch.from_numpy, found)]
+
+
 class Bench:
     """Computes cells, sharing networks, data sets and calibrations between them.
 
@@ -432,16 +482,22 @@ class Bench:
         The project's own by default.
     device : str, optional
         ``"cpu"`` or ``"cuda"``; a GPU by default, if there is one.
+    threads : int
+        How many threads of a CPU compute a row. The project's own rows have one: with another
+        number they agree less than to the last digit, see :meth:`arithmetic`.
 
     Raises
     ------
     ValueError
-        For a device that is not there.
+        For a device that is not there, or no thread.
     """
 
-    def __init__(self, store=None, device=None):
+    def __init__(self, store=None, device=None, threads=1):
         self.store = Store() if store is None else store
         self.device = choose_device(device)
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}")
+        self.threads = threads
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
         self._calibration = self._quantized = (None, None)  # the last one, with its key
@@ -575,15 +631,57 @@ class Bench:
             self._digests[key] = made if isinstance(made, str) else made.hexdigest()
         return self._digests[key]
 
+    def arithmetic(self, cell):
+        """Digest of how this machine, with this number of threads, rounds the sums of a network.
+
+        Other instructions of a processor, or another number of threads, add up in another order,
+        and differ in the last bits. A value next to the boundary of two quantization points then
+        goes to the other one, and a weight is rounded otherwise; so a quantized network's PSNR
+        holds to the last digit only where all these bits do. They are seen in the float network's
+        output, before it is rounded to 8 bits, on a crop of an embedded photograph, and in the
+        linear algebra of error compensation.
+
+        Parameters
+        ----------
+        cell : Cell
+
+        Returns
+        -------
+        str
+            16 hexadecimal digits.
+        """
+        model = self.model(cell.model)
+
+        def compute():
+            crop = sr.calibration_crops("photographs", model.scale, 1, None, 0)[0]
+            parameter = next(model.parameters())
+            with torch.no_grad(), threads_limited(self.threads):
+                output = model(to_tensor(crop).to(parameter.device, parameter.dtype))
+                return digest_of([output, *_linear_algebra(self.device)])
+
+        return self._digest(("arithmetic", cell.model), compute)[:16]
+
     def compute(self, cell, on_image=None):
         """Per-image PSNR and SSIM of a cell, computed now; see :func:`evaluate`."""
         pairs = self.dataset(cell.dataset, self.model(cell.model).scale, cell.limit)
-        return evaluate(self.quantized(cell), pairs, on_image)
+        with threads_limited(self.threads):
+            return evaluate(self.quantized(cell), pairs, on_image)
 
-    def missing(self, cells):
-        """The cells that the store does not hold yet."""
-        cells = dict.fromkeys(cells)  # each once
-        return [cell for cell in cells if self.store.find(row_id(self.key(cell))) is None]
+    def missing(self, cells, *, again=False):
+        """The cells that the store does not hold yet, or not as this machine computes them.
+
+        Parameters
+        ----------
+        cells : list of Cell
+        again : bool
+            Whether rows that were computed with other :meth:`arithmetic` are missing, too.
+        """
+
+        def stands(cell):
+            found = self.store.arithmetic(row_id(self.key(cell)))
+            return found is not None and (not again or found == self.arithmetic(cell))
+
+        return [cell for cell in dict.fromkeys(cells) if not stands(cell)]  # each once
 
     def rows(self, cells):
         """The rows of cells that the store holds, in their order.
@@ -595,10 +693,17 @@ class Bench:
         identifiers = [row_id(self.key(cell)) for cell in cells]
         return self.store.results.set_index("id").loc[identifiers].reset_index()
 
-    def run(self, cells, *, progress=True):
+    def run(self, cells, *, again=False, progress=True):
         """Compute the cells that the store does not hold yet, each stored as it is finished.
 
         A row that another process has added meanwhile is not computed again.
+
+        Parameters
+        ----------
+        cells : list of Cell
+        again : bool
+            See :meth:`missing`.
+        progress : bool
 
         Returns
         -------
@@ -612,7 +717,7 @@ class Bench:
         """
         if not cells:
             raise ValueError("no cell to compute; activations by SQ's set go with 2 to 4 bits")
-        missing = self.missing(cells)
+        missing = self.missing(cells, again=again)
         self.keep_inputs = any(
             needs_inputs(self.config(cell))
             for cell in missing
@@ -640,10 +745,12 @@ class Bench:
                 name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
                 bar.set_description_str(f"row {i + 1} of {len(missing)}: {name}")
                 self.store.reload()
-                if not self.missing([cell]):
+                if not self.missing([cell], again=again):
                     continue
                 began = time.perf_counter()
                 per_image = self.compute(cell, lambda pair, c=cell: bar.update(work(c, pair)))
                 seconds = time.perf_counter() - began
-                self.store.add(self.key(cell), per_image, seconds, self.device)
+                self.store.add(
+                    self.key(cell), per_image, seconds, self.device, self.arithmetic(cell)
+                )
         return self.rows(cells)

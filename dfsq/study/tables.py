@@ -155,6 +155,29 @@ def losses(rows, images):
     return pd.DataFrame(found, columns=[*rows.columns, "loss", "low", "high"])
 
 
+def repeated(rows, images, repeats):
+    """Losses of rows that were computed with another rounding of sums as well.
+
+    Parameters
+    ----------
+    rows, images : pandas.DataFrame
+        See :func:`losses`.
+    repeats : pandas.DataFrame
+        Of the store.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of :func:`losses`, a row a repeat, with a column ``change``: the standing row's PSNR less
+        that of the repeat, in dB.
+    """
+    found = losses(rows, images)
+    if repeats.empty:
+        return found.iloc[:0].assign(change=0.0)
+    found = found.merge(repeats[["id", "psnr"]], on="id", suffixes=("", "_before"))
+    return found.assign(change=found.psnr - found.pop("psnr_before"))
+
+
 def interval(values, level=0.95):
     """Bootstrap percentile interval of a mean.
 
