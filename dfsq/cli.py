@@ -173,20 +173,15 @@ def _parser():
     )
     bench.add_argument(
         "--standard", action="store_true",
-        help="whatever the project's tables on the benchmark sets lack; only --again, "
-        "--device, --threads and --out are heeded beside",
-    )  # fmt: skip
-    bench.add_argument(
-        "--again", action="store_true",
-        help="also rows that another processor, or another number of threads, has computed; what "
-        "they were goes to repeats.csv",
+        help="whatever the project's tables on the benchmark sets lack; only --device and --out "
+        "are heeded beside",
     )  # fmt: skip
     bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument(
-        "--threads", type=int, default=1, metavar="N",
-        help="of the CPU; another number is faster, and changes results in the last digits "
-        "(default: 1, as the project's own rows)",
+        "--double", action="store_true",
+        help="in double precision, so that rows come out the same on every machine, in two to five "
+        "times the time; also rows that stand in single precision, which go to repeats.csv",
     )  # fmt: skip
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
 
@@ -491,8 +486,7 @@ def _bench(options):
         )
     # the project's own rows stand for its own tables, wherever what they lack is written
     store = Store(folder, standing=RESULTS_FOLDER if options.standard else None)
-    bench = Bench(store, device=options.device, threads=options.threads)
-    rows = bench.run(cells, again=options.again)
+    rows = Bench(store, device=options.device, double=options.double).run(cells)
     shown = rows[
         ["model", "dataset", "images", "layers", "method", "bits", "seed", "draw", "psnr", "ssim"]
     ]

@@ -69,22 +69,13 @@ class Statistics:
                 places = self._places(padded, generator)
             patches = padded[0].flatten(1).index_select(1, places.flatten())
             taken.append(patches.view(self.groups, -1, places.shape[1]))
-        # Products are summed in float32, hence about the image's means: where these are large, the
-        # rounding of their squares would be more than what the inputs vary by.
-        a, b = taken
-        count, sums = a.shape[2], []
-        for part in taken:
-            mean = part.mean(2, keepdim=True, dtype=torch.float64).float()
-            part -= mean
-            sums.append((mean.double(), part.sum(2, keepdim=True, dtype=torch.float64)))
-        (m, s), (n, t) = sums
-        for name, left, right, (m1, s1) in (("second", b, b, (n, t)), ("cross", a, b, (m, s))):
-            product = (left @ right.transpose(1, 2)).double()
-            product += s1 @ n.transpose(1, 2) + m1 @ (t + count * n).transpose(1, 2)
-            getattr(self, name).__iadd__(product.cpu().numpy())
-        self.before += (s + count * m)[..., 0].cpu().numpy()
-        self.after += (t + count * n)[..., 0].cpu().numpy()
-        self.count += count
+        # in float64: the decisions that are made by these sums do not hang on their order then
+        a, b = (part.double() for part in taken)
+        for name, left in (("second", b), ("cross", a)):
+            getattr(self, name).__iadd__((left @ b.transpose(1, 2)).cpu().numpy())
+        self.before += a.sum(2).cpu().numpy()
+        self.after += b.sum(2).cpu().numpy()
+        self.count += a.shape[2]
 
     def _padded(self, x):
         conv = self.conv
@@ -328,7 +319,10 @@ def _compensated_rounding(damped, order):
     """GPTQ's rounding under one Hessian, for any targets and levels."""
     sequence = np.arange(len(damped))
     if order == "diagonal":
-        sequence = np.argsort(-np.diag(damped), kind="stable")
+        # of a channel that is rarely above zero all places may see the same values: without the
+        # rounding, that of their sums would choose the order
+        share = np.diag(damped) / np.diag(damped).max()
+        sequence = np.argsort(-share.round(10), kind="stable")
     inverse = np.linalg.inv(damped[np.ix_(sequence, sequence)])
     factor = np.linalg.cholesky((inverse + inverse.T) / 2).T  # upper
 

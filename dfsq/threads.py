@@ -1,11 +1,9 @@
 """Threads of a CPU: numba's beside PyTorch's."""
 
-from contextlib import contextmanager
 from functools import cache, wraps
 
 import numba
 import torch
-from threadpoolctl import threadpool_limits
 
 
 @cache
@@ -40,30 +38,3 @@ def parallel(**options):
         return called
 
     return decorate
-
-
-@contextmanager
-def threads_limited(count):
-    """Within this, PyTorch, NumPy and numba compute with a number of threads, or with fewer.
-
-    Parameters
-    ----------
-    count : int
-        At least 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from dfsq.threads import threads_limited
-    >>> with threads_limited(1):
-    ...     torch.get_num_threads()
-    1
-    """
-    start_threads()
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count, before))
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        numba.set_num_threads(before)

@@ -11,7 +11,7 @@ import numba
 import pytest
 import torch
 
-from dfsq.threads import start_threads, threads_limited
+from dfsq.threads import start_threads
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
@@ -53,8 +53,12 @@ def _cache_of_the_session(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_thread():
     """For modules of tiny networks, where waiting for a second thread on a busy machine is all."""
-    with threads_limited(1):
-        yield
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads[0])
+    numba.set_num_threads(threads[1])
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The store of results never loses, repeats or mixes up a row."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.data
 import torch
 from PIL import Image
-from threadpoolctl import threadpool_info
-from torch import nn
 
 from dfsq import Config, sr
 from dfsq.activations import CodebookQuantizer, DynamicUniformQuantizer
@@ -215,7 +215,7 @@ def test_what_is_stored(bench, cell, tmp_path):
         "provenance.csv",
         "results.csv",
     ]
-    assert list(store.results.columns) == ["id", *KEY, "psnr", "ssim"]
+    assert list(store.results.columns) == ["id", *KEY, "precision", "psnr", "ssim"]
     assert store.results.equals(store.results.sort_values(KEY, ignore_index=True))
     assert set(store.results.id) == set(store.provenance.id) == set(store.images.id)
     assert len(store.images) == 3 * 3
@@ -531,101 +531,87 @@ def test_killed_at_a_random_moment(photos, tmp_path):
     assert len(provenance) == 11
 
 
-# --- arithmetic ---
+# --- precision ---
 
 
-def test_a_row_remembers_its_arithmetic(bench, cell, monkeypatch):
-    """The last bits of the network's output, and of the linear algebra."""
-    run(bench(), cell)
-    assert bench().store.provenance.arithmetic.tolist() == [bench().arithmetic(cell)]
-    digests, original = {bench().arithmetic(cell)}, benchmark._linear_algebra
-
-    def another_bit(device):
-        first, *rest = original(device)
-        first.flatten()[0] = torch.nextafter(first.flatten()[0], torch.tensor(9.0))
-        return [first, *rest]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "_linear_algebra", another_bit)
-        digests.add(bench().arithmetic(cell))
-    forward = nn.Module.__call__
-
-    def another_pixel(module, x):
-        return forward(module, x) + (0 if isinstance(module, nn.Conv2d) else 1e-6)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(nn.Module, "__call__", another_pixel)
-        digests.add(bench().arithmetic(cell))
-    assert len(digests) == 3
-    assert bench().arithmetic(cell) in digests
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_rows_are_computed_by_as_many_threads_as_are_asked_for(bench, cell, monkeypatch, threads):
-    seen, before, original = [], torch.get_num_threads(), benchmark.evaluate
-
-    def counted(*arguments):
-        seen.append({pool["num_threads"] for pool in threadpool_info()})
-        seen.append(torch.get_num_threads())
-        return original(*arguments)
-
-    monkeypatch.setattr(benchmark, "evaluate", counted)
-    run(bench(threads=threads), cell)
-    assert max(seen[0]) == seen[1] == threads
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
-def test_bad_numbers_of_threads(threads):
-    with pytest.raises(ValueError, match="threads must be a whole number of at least 1"):
-        Bench(threads=threads)
-
-
-def test_rows_of_other_arithmetic_are_computed_again(bench, cell, computed, monkeypatch):
-    """If asked for; what they were is kept, one row an arithmetic, and not what is the same."""
+def test_rows_in_single_precision_do_not_stand_where_double_is_asked_for(bench, cell, computed):
+    """What they were is kept, and a row in double precision stands for both."""
     other = replace(cell, bits=3)
-
-    def with_arithmetic(name, *cells, again=True):
-        with monkeypatch.context() as patch:
-            patch.setattr(Bench, "arithmetic", lambda self, cell: name)
-            computed.clear()
-            bench().run(list(cells), again=again, progress=False)
-        return len(computed)
-
-    def repeats():
-        found = bench().store.repeats
-        return [] if found.empty else list(zip(found.id, found.arithmetic, strict=True))
-
-    assert with_arithmetic("a", cell) == 1
-    first = bench().store.results.iloc[0]
-    assert with_arithmetic("a", cell) == 0
-    assert with_arithmetic("b", cell, again=False) == 0
-    assert repeats() == []
-    assert with_arithmetic("b", cell, other) == 2
-    assert repeats() == [(first.id, "a")]
-    assert bench().store.repeats.psnr[0] == first.psnr
-    assert bench().store.arithmetic(first.id) == "b"
-    assert with_arithmetic("c", cell, other) == 2
-    assert sorted(name for own, name in repeats() if own == first.id) == ["a", "b"]
-    assert len(repeats()) == 3
-    assert with_arithmetic("a", cell) == 1
-    assert sorted(name for own, name in repeats() if own == first.id) == ["b", "c"]
+    (single,) = run(bench(), cell).itertuples()
+    assert single.precision == "single"
+    assert bench().store.repeats.empty
+    computed.clear()
+    double = run(bench(double=True), cell, other)
+    assert len(computed) == 2
+    assert double.precision.tolist() == ["double"] * 2
+    assert double.id[0] == single.id  # the same crops, pixels and weights
+    assert bench().store.repeats.values.tolist() == [[single.id, pytest.approx(single.psnr)]]
+    assert bench().store.precision(single.id) == "double"
+    assert bench().store.precision("none") is None
+    run(bench(), cell, other)
+    run(bench(double=True), cell, other)
+    assert len(computed) == 2
     assert len(bench().store.results) == len(bench().store.provenance) == 2
 
 
-def test_rows_whose_arithmetic_nobody_noted(bench, cell, computed):
-    """Of files without the column."""
-    (row,) = run(bench(), cell).id
-    path = bench().store.folder / "provenance.csv"
-    pd.read_csv(path).drop(columns="arithmetic").to_csv(path, index=False)
-    assert bench().store.arithmetic(row) == ""
-    assert bench().store.arithmetic("none") is None
-    run(bench(), cell)
-    assert len(computed) == 1
-    bench().run([cell], again=True, progress=False)
-    assert len(computed) == 2
-    assert bench().store.repeats.arithmetic.tolist() == [""]
-    assert bench().store.arithmetic(row) == bench().arithmetic(cell)
+def test_repeats_are_kept(bench, cell, photos):
+    """Those of earlier precision stay, and one that a killed run left behind comes once."""
+    store, frame = bench().store, pd.DataFrame({"image": ["a"], "ssim": [0.5]})
+    key = bench().key(cell)
+    for psnr, precision in ((30, "single"), (31, "double"), (32, "single"), (33, "double")):
+        store.add(key, frame.assign(psnr=float(psnr)), 1.0, precision=precision)
+    assert sorted(bench().store.repeats.psnr) == [30, 31, 32]
+    store.add(key, frame.assign(psnr=32.0), 1.0, precision="single")
+    store.add(key, frame.assign(psnr=33.0), 1.0, precision="double")
+    assert sorted(bench().store.repeats.psnr) == [30, 31, 32, 33]
+
+
+def test_double_precision_is_that_of_the_network(bench, cell, computed, monkeypatch):
+    kinds, original = set(), benchmark.upscale
+
+    def seen(model, lr):
+        kinds.update(p.dtype for p in model.parameters())
+        return original(model, lr)
+
+    monkeypatch.setattr(benchmark, "upscale", seen)
+    run(bench(double=True), cell, replace(cell, method="float"))
+    assert kinds == {torch.float64}
+
+
+IN_BOTH = """
+import sys, torch
+from dfsq import sr
+from dfsq.sr.models.edsr import EDSR
+from dfsq.study.benchmark import Bench, Cell
+
+def load_model(name):
+    torch.manual_seed(0)
+    return EDSR(2, 4, 16)
+
+sr.load_model = load_model
+torch.set_num_threads(int(sys.argv[1]))
+cell = Cell("net", sys.argv[2], "dfsq-exact", 3, crops=8, crop_size=48)
+for double in (False, True):
+    print(Bench(device="cpu", double=double).compute(cell).psnr.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_in_double_precision_rows_do_not_depend_on_how_sums_are_rounded(photos):
+    """By one thread or two, with the processor's instructions or older ones, to the last bit."""
+    for i, photo in enumerate(skimage.data.astronaut().reshape(2, 256, 512, 3)):
+        Image.fromarray(photo).save(photos / f"{i}.png")
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", IN_BOTH, threads, photos],
+            env=os.environ | environment, check=True, capture_output=True, text=True,
+        ).stdout.splitlines()
+        for threads, environment in (("1", {}), ("2", older))
+    ]  # fmt: skip
+    single, double = zip(*said, strict=True)
+    assert double[0] == double[1]
+    assert single[0] != single[1]  # or it would show nothing
 
 
 def test_a_method_that_fails_is_named(bench, cell, tmp_path):

@@ -3,12 +3,7 @@
 import subprocess
 import sys
 
-import numba
 import pytest
-import torch
-from threadpoolctl import threadpool_info
-
-from dfsq.threads import threads_limited
 
 FIRST_KERNELS = {
     "activations": "dfsq.activations.center_max(torch.rand(1, 2, 8, 8))",
@@ -28,13 +23,3 @@ def test_the_first_kernel_leaves_pytorchs_threads_alone(first):
         "assert torch.get_num_threads() == count, torch.get_num_threads()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_limited(count):
-    before = torch.get_num_threads(), numba.get_num_threads()
-    with threads_limited(count):
-        assert torch.get_num_threads() == count
-        assert numba.get_num_threads() <= count
-        assert all(pool["num_threads"] == count for pool in threadpool_info())
-    assert (torch.get_num_threads(), numba.get_num_threads()) == before

@@ -412,6 +412,24 @@ def test_fifty_steps_lower_the_loss(data, tmp_path, capsys):
     assert len(steps) == 10
 
 
+@pytest.mark.parametrize(
+    ("precision", "cost", "said"),
+    [("bfloat16", 4, True), ("bfloat16", 1, False), ("float32", 4, False)],
+)
+def test_a_processor_without_bfloat16_is_told(
+    data, tmp_path, capsys, monkeypatch, precision, cost, said
+):
+    monkeypatch.setattr(training, "cost_of_bfloat16", lambda: cost)
+    run(data, tmp_path, 1, replace(RECIPE, precision=precision))
+    assert ("bfloat16 takes 4.0 times as long" in capsys.readouterr().out) == said
+
+
+def test_cost_of_bfloat16_draws_no_random_number():
+    before = torch.get_rng_state()
+    assert 0 < training.cost_of_bfloat16() < 100
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("network", RECIPES)
 def test_bfloat16_trains_every_network(data, tmp_path, network):
     run(data, tmp_path, 2, replace(RECIPES[network], precision="bfloat16"))

@@ -23,18 +23,18 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .. import sr
-from ..calibration import Calibration, calibrate, digest_of, needs_inputs
+from ..calibration import Calibration, calibrate, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
-from ..sr.imaging import psnr_y, ssim_y, to_tensor
+from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
 from ..sr.zoo import is_user_function, user_function
-from ..threads import threads_limited
 from ..universal import universal_set
 from .devices import choose_device
+from .double import convolving_in_strips
 
 #: Raised when the output of all methods changes, so that older rows no longer stand.
 METHOD_VERSION = 1
@@ -69,7 +69,7 @@ KEY = [
 ]
 
 #: Columns to be read as text, even where a digest or a name is all digits.
-TEXT = ["id", "image", "model", "dataset", "layers", "method", "calibration", "arithmetic"]
+TEXT = ["id", "image", "model", "dataset", "layers", "method", "calibration", "precision"]
 TEXT += [name for name in KEY if name.endswith("_digest")]
 
 
@@ -301,7 +301,7 @@ def ablation_grid(bits=(4,)):
 class Store:
     """Rows of results in a folder: ``results.csv``, ``images.csv`` and ``provenance.csv``.
 
-    What a row was with another arithmetic, before it was computed again, is in ``repeats.csv``.
+    What a row was in single precision, before it was computed in double, is in ``repeats.csv``.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ class Store:
     TABLES = {  # noqa: RUF012
         "images": ["id", "image"],
         "provenance": ["id"],
-        "repeats": ["id", "arithmetic"],
+        "repeats": ["id", "psnr"],
         "results": KEY,
     }
 
@@ -343,23 +343,22 @@ class Store:
         found = self.results[self.results["id"] == identifier]
         return None if found.empty else found.iloc[0]
 
-    def arithmetic(self, identifier):
-        """What :meth:`Bench.arithmetic` was for a row; empty if not known, None without a row."""
-        if self.find(identifier) is None:
-            return None
-        row = self.provenance[self.provenance["id"] == identifier].iloc[0]
-        return row.get("arithmetic", "")
+    def precision(self, identifier):
+        """``"single"`` or ``"double"``, in which a row was computed; None without a row."""
+        row = self.find(identifier)
+        return None if row is None else row.precision
 
-    def add(self, key, per_image, seconds, device="cpu", arithmetic=""):
+    def add(self, key, per_image, seconds, device="cpu", precision="single"):
         """Add a finished row; files are replaced whole, so a kill leaves the old ones.
 
         Rows that another process has added since are kept, and of the row itself, if it was
-        computed with another `arithmetic` before, its PSNR.
+        computed in another precision before, its PSNR.
         """
         identifier = row_id(key)
         row = {
             "id": identifier,
             **key,
+            "precision": precision,
             "psnr": per_image.psnr.mean(),
             "ssim": per_image.ssim.mean(),
         }
@@ -369,7 +368,6 @@ class Store:
             "date": date.today().isoformat(),
             "device": device,
             "cores": os.cpu_count(),
-            "arithmetic": arithmetic,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -378,7 +376,7 @@ class Store:
         new = {"images": images, "provenance": [provenance], "results": [row]}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
-            new["repeats"] = Store(self.folder)._repeats(identifier, arithmetic)
+            new["repeats"] = Store(self.folder)._repeats(identifier, precision)
             for name, by in self.TABLES.items():  # results last: what is there has all the rest
                 rows = pd.DataFrame(new[name])
                 if rows.empty:
@@ -390,14 +388,14 @@ class Store:
                 os.replace(temporary, path)
                 setattr(self, name, _joined(getattr(self, name), rows, by))
 
-    def _repeats(self, identifier, arithmetic):
-        """What a row was with other arithmetic than that which it is to be replaced with."""
-        before, repeats = self.arithmetic(identifier), self.repeats
-        if before is None or before == arithmetic:
+    def _repeats(self, identifier, precision):
+        """What a row was in another precision than that which it is to be replaced with."""
+        if self.precision(identifier) in (None, precision):
             return []
-        kept = [] if repeats.empty else repeats[repeats["id"] == identifier].to_dict("records")
-        kept.append({"id": identifier, "arithmetic": before, "psnr": self.find(identifier)["psnr"]})
-        return [row for row in kept if row["arithmetic"] != arithmetic]
+        rows = [{"id": identifier, "psnr": self.find(identifier).psnr}]
+        if not self.repeats.empty:  # a killed run may have left the same there
+            rows += self.repeats[self.repeats["id"] == identifier].to_dict("records")
+        return pd.DataFrame(rows).drop_duplicates().to_dict("records")
 
 
 def _joined(old, new, by):
@@ -448,29 +446,16 @@ def _parsed(method):
     return name, changes
 
 
+def _weights_digest(name, model):
+    """Digest of a network's weights, and of a user's file, in which its forward is."""
+    if is_user_function(name):
+        return float_digest(model)[:8] + _file_digest(name)[:8]
+    return float_digest(model)
+
+
 def _file_digest(function):
     """Digest of the file of a user's function."""
     return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
-
-
-def _linear_algebra(device):
-    """What error compensation computes, for 576 inputs of numbers that are the same everywhere.
-
-    Returns
-    -------
-    list of tensors
-        The product of the patches, the inverse of the damped moments, its factor, eigenvalues, a
-        solution and a product.
-    """
-    size, samples = 576, 8192
-    values = (torch.arange(size * samples) * 7919) % 1009
-    patches = (values.float() / 1009 - 0.5).view(size, samples).to(device)
-    second = patches @ patches.T
-    damped = second.double().cpu().numpy() / samples + np.eye(size)
-    inverse = np.linalg.inv(damped)
-    found = inverse, np.linalg.cholesky((inverse + inverse.T) / 2), np.linalg.eigvalsh(damped)
-    found += np.linalg.solve(damped, damped[:, :64]), damped[:64] @ damped
-    return [second, *map(torch.from_numpy, found)]
 
 
 class Bench:
@@ -482,22 +467,20 @@ class Bench:
         The project's own by default.
     device : str, optional
         ``"cpu"`` or ``"cuda"``; a GPU by default, if there is one.
-    threads : int
-        How many threads of a CPU compute a row. The project's own rows have one: with another
-        number they agree less than to the last digit, see :meth:`arithmetic`.
+    double : bool
+        Whether rows are computed in double precision, see :mod:`dfsq.study.double`. One that was
+        computed in single precision does not stand then.
 
     Raises
     ------
     ValueError
-        For a device that is not there, or no thread.
+        For a device that is not there.
     """
 
-    def __init__(self, store=None, device=None, threads=1):
+    def __init__(self, store=None, device=None, double=False):
         self.store = Store() if store is None else store
         self.device = choose_device(device)
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}")
-        self.threads = threads
+        self.double = double
         self.keep_inputs = False  # whether every calibration spills its inputs, see `run`
         self._models, self._datasets, self._crops, self._digests = {}, {}, {}, {}
         self._calibration = self._quantized = (None, None)  # the last one, with its key
@@ -505,7 +488,9 @@ class Bench:
     def model(self, name):
         """The float network of a name, loaded once."""
         if name not in self._models:
-            self._models[name] = sr.load_model(name).to(self.device)
+            model = sr.load_model(name).to(self.device)
+            self._digests["w", name] = _weights_digest(name, model)
+            self._models[name] = model.double() if self.double else model
         return self._models[name]
 
     def dataset(self, name, scale, limit=None):
@@ -588,11 +573,6 @@ class Bench:
         model = self.model(cell.model)
         pairs = self.dataset(cell.dataset, model.scale, cell.limit)
 
-        def weights_digest(model):
-            if is_user_function(cell.model):  # what its forward does is in the file
-                return float_digest(model)[:8] + _file_digest(cell.model)[:8]
-            return float_digest(model)
-
         calibration = config = ""
         if not cell.plain:
             crops = self._digest(
@@ -614,7 +594,7 @@ class Bench:
             "seed": cell.seed,
             "calibration": cell.calibrated_on,
             "draw": cell.draw,
-            "weights_digest": self._digest(("w", cell.model), lambda: weights_digest(model))[:16],
+            "weights_digest": self._digests["w", cell.model][:16],
             "pixel_digest": self._digest(
                 ("pixels", cell.dataset, model.scale, cell.limit), lambda: pixel_digest(pairs)
             )[:16],
@@ -631,55 +611,18 @@ class Bench:
             self._digests[key] = made if isinstance(made, str) else made.hexdigest()
         return self._digests[key]
 
-    def arithmetic(self, cell):
-        """Digest of how this machine, with this number of threads, rounds the sums of a network.
-
-        Other instructions of a processor, or another number of threads, add up in another order,
-        and differ in the last bits. A value next to the boundary of two quantization points then
-        goes to the other one, and a weight is rounded otherwise; so a quantized network's PSNR
-        holds to the last digit only where all these bits do. They are seen in the float network's
-        output, before it is rounded to 8 bits, on a crop of an embedded photograph, and in the
-        linear algebra of error compensation.
-
-        Parameters
-        ----------
-        cell : Cell
-
-        Returns
-        -------
-        str
-            16 hexadecimal digits.
-        """
-        model = self.model(cell.model)
-
-        def compute():
-            crop = sr.calibration_crops("photographs", model.scale, 1, None, 0)[0]
-            parameter = next(model.parameters())
-            with torch.no_grad(), threads_limited(self.threads):
-                output = model(to_tensor(crop).to(parameter.device, parameter.dtype))
-                return digest_of([output, *_linear_algebra(self.device)])
-
-        return self._digest(("arithmetic", cell.model), compute)[:16]
-
     def compute(self, cell, on_image=None):
         """Per-image PSNR and SSIM of a cell, computed now; see :func:`evaluate`."""
         pairs = self.dataset(cell.dataset, self.model(cell.model).scale, cell.limit)
-        with threads_limited(self.threads):
+        with convolving_in_strips():
             return evaluate(self.quantized(cell), pairs, on_image)
 
-    def missing(self, cells, *, again=False):
-        """The cells that the store does not hold yet, or not as this machine computes them.
-
-        Parameters
-        ----------
-        cells : list of Cell
-        again : bool
-            Whether rows that were computed with other :meth:`arithmetic` are missing, too.
-        """
+    def missing(self, cells):
+        """The cells that the store does not hold yet, or not in the precision that is needed."""
+        precisions = [None, *(["single"] if self.double else [])]
 
         def stands(cell):
-            found = self.store.arithmetic(row_id(self.key(cell)))
-            return found is not None and (not again or found == self.arithmetic(cell))
+            return self.store.precision(row_id(self.key(cell))) not in precisions
 
         return [cell for cell in dict.fromkeys(cells) if not stands(cell)]  # each once
 
@@ -693,17 +636,10 @@ class Bench:
         identifiers = [row_id(self.key(cell)) for cell in cells]
         return self.store.results.set_index("id").loc[identifiers].reset_index()
 
-    def run(self, cells, *, again=False, progress=True):
+    def run(self, cells, *, progress=True):
         """Compute the cells that the store does not hold yet, each stored as it is finished.
 
         A row that another process has added meanwhile is not computed again.
-
-        Parameters
-        ----------
-        cells : list of Cell
-        again : bool
-            See :meth:`missing`.
-        progress : bool
 
         Returns
         -------
@@ -717,7 +653,7 @@ class Bench:
         """
         if not cells:
             raise ValueError("no cell to compute; activations by SQ's set go with 2 to 4 bits")
-        missing = self.missing(cells, again=again)
+        missing = self.missing(cells)
         self.keep_inputs = any(
             needs_inputs(self.config(cell))
             for cell in missing
@@ -745,12 +681,11 @@ class Bench:
                 name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
                 bar.set_description_str(f"row {i + 1} of {len(missing)}: {name}")
                 self.store.reload()
-                if not self.missing([cell], again=again):
+                if not self.missing([cell]):
                     continue
                 began = time.perf_counter()
                 per_image = self.compute(cell, lambda pair, c=cell: bar.update(work(c, pair)))
                 seconds = time.perf_counter() - began
-                self.store.add(
-                    self.key(cell), per_image, seconds, self.device, self.arithmetic(cell)
-                )
+                precision = "double" if self.double else "single"
+                self.store.add(self.key(cell), per_image, seconds, self.device, precision)
         return self.rows(cells)
