@@ -578,6 +578,25 @@ def test_double_precision_is_that_of_the_network(bench, cell, computed, monkeypa
     assert kinds == {torch.float64}
 
 
+def test_a_method_that_cannot_do_double_precision_is_named(bench, cell, tmp_path):
+    method = tmp_path / "method.py"
+    method.write_text(
+        "import torch\n"
+        "class Single(torch.nn.Module):\n"
+        "    def __init__(self, net):\n"
+        "        super().__init__()\n"
+        "        self.net = net.float()\n"
+        "    def forward(self, x):\n"
+        "        return self.net(x.double())\n"
+        "def single(model, images, bits, seed):\n"
+        "    return Single(model)\n"
+    )
+    own = replace(cell, method=f"{method}:single")
+    with pytest.raises(ValueError, match=r"method.py:single fails in double precision, .*--double"):
+        run(bench(double=True), own)
+    assert bench().store.results.empty
+
+
 IN_BOTH = """
 import sys, torch
 from dfsq import sr

@@ -614,8 +614,17 @@ class Bench:
     def compute(self, cell, on_image=None):
         """Per-image PSNR and SSIM of a cell, computed now; see :func:`evaluate`."""
         pairs = self.dataset(cell.dataset, self.model(cell.model).scale, cell.limit)
-        with convolving_in_strips():
-            return evaluate(self.quantized(cell), pairs, on_image)
+        try:
+            with convolving_in_strips():
+                return evaluate(self.quantized(cell), pairs, on_image)
+        except RuntimeError as error:
+            users = list(filter(is_user_function, (cell.model, cell.method)))
+            if not (self.double and users):
+                raise
+            raise ValueError(
+                f"{' with '.join(users)} fails in double precision, {error}; it must compute in "
+                "the type of its input and its parameters, or go without --double (double=True)"
+            ) from error
 
     def missing(self, cells):
         """The cells that the store does not hold yet, or not in the precision that is needed."""
