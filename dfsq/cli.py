@@ -173,8 +173,8 @@ def _parser():
     )
     bench.add_argument(
         "--standard", action="store_true",
-        help="whatever the project's tables on the benchmark sets lack; only --device and --out "
-        "are heeded beside",
+        help="whatever the project's tables on the benchmark sets lack; only --device, --double "
+        "and --out are heeded beside",
     )  # fmt: skip
     bench.add_argument("--limit", type=int, help="take the first so many images of each data set")
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
