@@ -69,13 +69,23 @@ class Statistics:
                 places = self._places(padded, generator)
             patches = padded[0].flatten(1).index_select(1, places.flatten())
             taken.append(patches.view(self.groups, -1, places.shape[1]))
-        # in float64: the decisions that are made by these sums do not hang on their order then
-        a, b = (part.double() for part in taken)
-        for name, left in (("second", b), ("cross", a)):
-            getattr(self, name).__iadd__((left @ b.transpose(1, 2)).cpu().numpy())
-        self.before += a.sum(2).cpu().numpy()
-        self.after += b.sum(2).cpu().numpy()
-        self.count += a.shape[2]
+        # Products are summed in the network's type. In float32 hence about the image's means: where
+        # these are large, the rounding of their squares would be more than what the inputs vary by.
+        kind = torch.promote_types(self.conv.weight.dtype, torch.float32)
+        a, b = (part.to(kind) for part in taken)
+        count, sums = a.shape[2], []
+        for part in (a, b):
+            mean = part.mean(2, keepdim=True, dtype=torch.float64).to(kind)
+            part -= mean
+            sums.append((mean.double(), part.sum(2, keepdim=True, dtype=torch.float64)))
+        (m, s), (n, t) = sums
+        for name, left, right, (m1, s1) in (("second", b, b, (n, t)), ("cross", a, b, (m, s))):
+            product = (left @ right.transpose(1, 2)).double()
+            product += s1 @ n.transpose(1, 2) + m1 @ (t + count * n).transpose(1, 2)
+            getattr(self, name).__iadd__(product.cpu().numpy())
+        self.before += (s + count * m)[..., 0].cpu().numpy()
+        self.after += (t + count * n)[..., 0].cpu().numpy()
+        self.count += count
 
     def _padded(self, x):
         conv = self.conv
