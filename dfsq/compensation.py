@@ -299,7 +299,7 @@ def _select_points(target, importance, points, universal, share):
 
     Rows of fewer points than others end in infinity, which no weight is nearest to.
     """
-    scale = share * np.abs(target).max(axis=1, keepdims=True)
+    scale = _rounded(share * np.abs(target).max(axis=1, keepdims=True))
     scale[scale == 0] = 1
     z = np.clip(target / scale, -1, 1)
     chosen = np.full((len(target), min(max(points), len(universal))), np.inf)
@@ -307,6 +307,16 @@ def _select_points(target, importance, points, universal, share):
     for row, selection in zip(chosen, selections, strict=True):
         row[: len(selection.points)] = selection.points
     return chosen, scale
+
+
+def _rounded(scale):
+    """Scales to 16 significant bits.
+
+    Least squares leave noise in their tenth digit that differs between machines. With it in the
+    scales, the levels, which are of float32, would differ in their last bit now and then.
+    """
+    mantissa, exponent = np.frexp(scale)
+    return np.ldexp(np.round(mantissa * 2**16), exponent - 16)
 
 
 def _nearest(values, levels):

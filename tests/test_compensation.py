@@ -427,11 +427,28 @@ def test_levels_are_points_of_the_set_under_a_scale_that_is_tried():
     result = with_points(conv, *statistics, 3, **ALL)
     target = compensate(conv, *statistics, **ALL).weight.reshape(8, -1)
     assert result.levels.shape == (8, 8)
-    shares = np.array(compensation.SCALES)[:, None, None] * np.abs(target).max(axis=1)[:, None]
-    on_grid = (result.levels / shares) * 1024
-    assert (np.abs(on_grid - on_grid.round()).max(axis=-1) < 1e-9).any(axis=0).all()
+    shares = np.array(compensation.SCALES)[:, None] * np.abs(target).max(axis=1)
+    off = np.abs(result.scale[:, 0] / shares - 1)
+    assert (off.min(axis=0) < 2**-16).all()
+    assert np.array_equal(result.points * 1024, (result.points * 1024).round())
     taken = np.take_along_axis(result.levels, result.codes.reshape(8, -1), 1)
     assert np.array_equal(result.weight.reshape(8, -1), taken)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_rounding_of_sums_leaves_no_trace(bits):
+    """Of sums in another order codes and scales are the same, to the last bit."""
+    conv, images = make_conv(), smooth(4)
+    fit, check = gathered(conv, images[:3]), gathered(conv, images[3:])
+    results = [with_points(conv, fit, check, bits, **ALL)]
+    generator = np.random.default_rng(0)
+    for part in (fit, check):
+        for sums in (part.second, part.cross):
+            sums *= 1 + 1e-14 * generator.normal(size=sums.shape)
+        part.second = (part.second + part.second.transpose(0, 2, 1)) / 2
+    results.append(with_points(conv, fit, check, bits, **ALL))
+    for name in ("codes", "points", "scale", "weight"):
+        assert np.array_equal(*(getattr(result, name) for result in results)), name
 
 
 def test_other_numbers_of_points_for_each_row():
