@@ -7,7 +7,9 @@ float64 a sum must come a billion times closer to a boundary for that: in practi
 seen on CPUs, under several sets of instructions; no GPU has been tried.
 
 Statistics and codes of activations stay in float32, as everywhere: they are exact functions of
-what is convolved, but for a rounding that float64 leaves hardly ever in doubt.
+what is convolved, but for a rounding that float64 leaves hardly ever in doubt. The one step that
+multiplies the noise of sums, least squares by a nearly singular matrix, ends in scales that are
+rounded (:mod:`dfsq.compensation`).
 """
 
 from torch import cat, float64
