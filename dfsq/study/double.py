@@ -4,12 +4,13 @@ Another processor, or another number of threads, adds up in another order, and s
 last bits. Where a value then goes to the neighbouring quantization point, all that follows differs
 by far more than these bits, and so does PSNR, already in the third digit after the point. In
 float64 a sum must come a billion times closer to a boundary for that: in practice never. That was
-seen on CPUs, under several sets of instructions; no GPU has been tried.
+seen on CPUs, with AVX-512 and with AVX2; no GPU has been tried.
 
 Statistics and codes of activations stay in float32, as everywhere: they are exact functions of
 what is convolved, but for a rounding that float64 leaves hardly ever in doubt. The one step that
 multiplies the noise of sums, least squares by a nearly singular matrix, ends in scales that are
-rounded (:mod:`dfsq.compensation`).
+rounded (:mod:`dfsq.compensation`). Where fitted weights stay unrounded, as in ``dfsq-exact-a``, the
+noise goes on, and double precision promises nothing.
 """
 
 from torch import cat, float64
