@@ -6,10 +6,13 @@ import pytest
 
 from dfsq.convert import float_digest
 from dfsq.sr.datasets import BENCHMARK_SETS
-from dfsq.sr.zoo import load_model
+from dfsq.sr.zoo import load_model, trained_names
 from dfsq.study import tables
 from dfsq.study.benchmark import (
+    ABLATIONS,
     CALIBRATION,
+    INGREDIENT_SETS,
+    INGREDIENTS,
     KEY,
     RESULTS_FOLDER,
     Cell,
@@ -128,10 +131,11 @@ def test_what_is_absent():
             for c in grid
         ]
     )  # fmt: skip
-    held.loc[held.model == "edsr-x2", "weights_digest"] = float_digest(load_model("edsr-x2"))[:16]
+    for name in trained_names():
+        held.loc[held.model == name, "weights_digest"] = float_digest(load_model(name))[:16]
     assert tables.absent(held).empty
     retrained = held.assign(weights_digest="of other weights")
-    assert set(tables.absent(retrained).model) == {"edsr-x2"}
+    assert set(tables.absent(retrained).model) == {*trained_names()}
     others = held[~held.calibration.str.contains("of 160")]
     assert tables.absent(others).method.tolist() == [
         "dfsq-points (other seeds or crops), dfsq-exact (other seeds or crops)"
@@ -156,7 +160,13 @@ def test_the_standard_grid_has_what_the_tables_promise():
             assert {Cell("edsr-8-x2", name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
             for model in ("srresnet-8-x4", "imdn-x2", "imdn-x4"):
                 assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3)} <= cells
+            for model in trained_names():
+                assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
         assert Cell("edsr-8-x2", name, "free-a", 4) in cells
+    assert "edsr-x2" in trained_names()
+    assert {*INGREDIENTS} <= {*ABLATIONS}
+    for model in trained_names():
+        assert {Cell(model, name, m) for name in INGREDIENT_SETS for m in INGREDIENTS} <= cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
     for name in ("Set5", "Urban100"):
         for method in ("dfsq-w", "dfsq-a", "dfsq-points-a"):

@@ -450,6 +450,17 @@ def model_names():
     )
 
 
+def trained_names():
+    """The names of the networks that this project trained, as far as their weights are here.
+
+    Examples
+    --------
+    >>> trained_names()[0]
+    'edsr-x2'
+    """
+    return tuple(name for name in model_names() if ENTRIES[name].embedded)
+
+
 @torch.no_grad()
 def _check_beats_bicubic(model, path, value_range=None):
     """Refuse a network that does not beat bicubic, or does better under the other common range.

@@ -31,7 +31,7 @@ from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
-from ..sr.zoo import is_user_function, user_function
+from ..sr.zoo import is_user_function, trained_names, user_function
 from ..universal import universal_set
 from .devices import choose_device
 from .double import convolving_in_strips
@@ -213,7 +213,7 @@ def standard_grid():
     -------
     list of Cell
     """
-    sets, main = BENCHMARK_SETS, "edsr-8-x2"
+    sets, main, own = BENCHMARK_SETS, "edsr-8-x2", trained_names()
     core = ["dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"]
     plain = ["float", "bicubic"]
     presets = [name for name in PRESETS if name != "float"]
@@ -223,7 +223,7 @@ def standard_grid():
     cells = grid([main], sets, plain + core, [4, 3, 2])
     cells += grid([main], sets, presets + one_sided, [4])
     cells += grid([main], sets, ["static-channel-mse"], [2, 3])  # clipped, unlike uniform-minmax
-    cells += grid(["edsr-x2"], sets, plain + core, [4])
+    cells += grid(own, sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
         cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
     cells += grid([main], sets, core, [6, 8])
@@ -240,8 +240,9 @@ def standard_grid():
     for options in [*({"draw": draw} for draw in range(5)), {"crops": 100}]:
         cells += grid([main], ["Urban100"], ["dfsq-exact"], [4], **options)
     cells += grid([main], sets, core, [4], layers="all")
-    cells += grid(["edsr-x2"], sets, core, [3, 2, 6, 8])
     cells += ablation_grid()
+    cells += grid(own, INGREDIENT_SETS, INGREDIENTS, [4])
+    cells += grid(own, sets, core, [3, 2, 6, 8])
     return list(dict.fromkeys(cells))
 
 
@@ -275,6 +276,20 @@ ABLATIONS = (
     "dfsq-exact:selector=free",
     "dfsq-budget",
 )
+
+
+#: Those that the project's own networks have too, each the default method with one thing changed,
+#: and the sets that they are measured on.
+INGREDIENTS = (
+    "dfsq-exact:normalization=minmax",
+    "dfsq-exact:selector=kmeans-hist",
+    "dfsq-exact:weights=minmax",
+    "dfsq-exact:least_squares=false",
+    "dfsq-exact:compensation=false",
+    "dfsq-exact:scale_search=false",
+    "dfsq-exact:bias_correction=false",
+)
+INGREDIENT_SETS = ("Set5", "Set14")
 
 
 #: Calibration crops, number and side in LR pixels, that are compared with the default 32 of 96;

@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 from ..convert import float_digest
 from ..sr.datasets import BENCHMARK_SETS
 from ..sr.fetch import files_of
-from ..sr.zoo import ENTRIES, load_model, model_names
+from ..sr.zoo import load_model, trained_names
 from .benchmark import CALIBRATION, PROTOCOL_VERSION, method_version, standard_grid
 
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
@@ -44,9 +44,7 @@ def current(results):
         Those of `results` that stand.
     """
     digests = {
-        name: float_digest(load_model(name))[:16]
-        for name in {*results.model} & {*model_names()}
-        if ENTRIES[name].embedded
+        name: float_digest(load_model(name))[:16] for name in {*results.model} & {*trained_names()}
     }
     pairs = zip(results.model, results.weights_digest, strict=True)
     stale = [digests.get(name, digest) != digest for name, digest in pairs]
