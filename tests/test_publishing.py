@@ -53,10 +53,10 @@ def trained(tmp_path, monkeypatch):
     for seed in range(4):
         Image.fromarray(random_image(seed)).save(tmp_path / "photos" / f"{seed}.png")
 
-    def run(name, steps=4, **options):
-        made = replace(TINY[name], patch=6, batch=2)
-        folder = tmp_path / "runs" / name
-        train("photos", folder, made, steps, save_every=2, device="cpu", **options)
+    def run(name, steps=4, out=None, initial=None, **changes):
+        made = replace(TINY[name], **{"patch": 6, "batch": 2} | changes)
+        folder = tmp_path / "runs" / (out or name)
+        train("photos", folder, made, steps, initial=initial, save_every=2, device="cpu")
         return folder
 
     return run
@@ -149,6 +149,31 @@ def test_the_card_tells_the_facts(trained, tmp_path):
     assert "dB on held-out images at step 2. Started" in card(facts | {"validated_at": 2})
     later = facts | {"recipe": facts["recipe"] | {"first_step": 3500}}
     assert "the same network after 3,500 steps." in card(later)
+
+
+def test_the_card_tells_the_recipes_of_earlier_runs(trained, tmp_path):
+    folder = tmp_path / "weights"
+    published(trained("srresnet-x2", steps=2), "srresnet-x2")
+    initial = folder / "srresnet-x2.safetensors"
+    of_first = hashlib.sha256(initial.read_bytes()).hexdigest()
+    run = trained("srresnet-x2", steps=4, initial=initial, out="more", batch=3, learning_rate=0.001)
+    published(run, "srresnet-x2")
+    facts = json.loads((folder / "srresnet-x2.json").read_text())
+    text = card(facts)
+    assert f"(SHA-256 `{of_first}`), the same network after 2 steps." in text
+    assert "| `batch` | 3 |" in text
+    assert "Steps 1 to 2 were made with `batch` 2, `learning_rate` 0.0005. Started from" in text
+    same = facts["initial"] | {"recipe": facts["recipe"] | {"first_step": 0}}
+    assert "Steps 1 to 2 were made by the same recipe." in card(facts | {"initial": same})
+    chained = facts["initial"] | {
+        "recipe": facts["recipe"] | {"first_step": 1, "patch": 99},
+        "initial": facts["initial"] | {"recipe": None, "sha256": "0"},
+    }
+    text = card(facts | {"initial": chained})
+    assert (
+        "Steps 2 to 2 were made with `patch` 99. Started from `srresnet-x2` (SHA-256 `0`)" in text
+    )
+    assert "The recipe of the first 1 steps is not known." in text  # as earlier versions left it
 
 
 def test_the_card_names_the_sets_not_measured(trained, tmp_path, monkeypatch):

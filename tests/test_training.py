@@ -482,6 +482,7 @@ def test_the_record_of_initial_weights_is_kept(data, tmp_path, of):
     digest = hashlib.sha256(path.read_bytes() if of == "these weights" else b"").hexdigest()
     record = {
         "weights": {"sha256": digest},
+        "recipe": {"batch": 2},
         "data": {"source": "BSDS500", "images": 349},
         "initial": {"name": "v", "data": None},
         "seconds": {"cuda": 20.0, "cpu": 400.0},
@@ -490,12 +491,11 @@ def test_the_record_of_initial_weights_is_kept(data, tmp_path, of):
     run(data, tmp_path / "out", 8, initial=path)
     saved = read_checkpoint(tmp_path / "out")
     if of == "others":
-        assert saved["initial"]["data"] is saved["initial"]["initial"] is None
+        assert {saved["initial"][key] for key in ("recipe", "data", "initial")} == {None}
         assert list(saved["seconds_by_device"]) == ["unknown", "cpu"]
         return
-    assert {key: saved["initial"][key] for key in ("data", "initial")} == {
-        key: record[key] for key in ("data", "initial")
-    }
+    kept = ("recipe", "data", "initial")
+    assert {key: saved["initial"][key] for key in kept} == {key: record[key] for key in kept}
     assert saved["seconds_by_device"]["cuda"] == 20
     assert 400 < saved["seconds_by_device"]["cpu"] < 420
     recipe = replace(RECIPE, scale=4)  # another network: its time is its own

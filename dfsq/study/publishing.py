@@ -165,6 +165,7 @@ def card(facts):
         f"{facts['steps']:,} steps, {_hours(facts)}, to {_validated(facts)}. "
         f"{_start(facts['initial'], recipe)}",
         _table(("recipe", "value"), [(f"`{field}`", value) for field, value in recipe.items()]),
+        *_earlier(facts["initial"], recipe),
         "## Data",
         " ".join((_data(facts["data"]), *_before(facts["initial"]))),
         "## Use and limits",
@@ -202,6 +203,21 @@ def _start(initial, recipe):
         return f"{text}, the same network after {recipe['first_step']:,} steps."
     left = ", ".join(f"`{name}`" for name in initial["left_random"])
     return f"{text}; random at first: {left}."
+
+
+def _earlier(initial, recipe):
+    """By which recipe the steps were made that a network had behind it when a run began."""
+    while initial is not None and (steps := recipe["first_step"]):
+        earlier = initial.get("recipe")
+        if earlier is None:
+            yield f"The recipe of the first {steps:,} steps is not known."
+            return
+        changed = [k for k, v in earlier.items() if v != recipe.get(k) and k != "first_step"]
+        others = [f"`{k}` {earlier[k]}" for k in changed]
+        made = f"with {', '.join(others)}" if others else "by the same recipe"
+        initial, recipe = initial.get("initial"), earlier
+        span = f"Steps {recipe['first_step'] + 1:,} to {steps:,}"
+        yield f"{span} were made {made}. {_start(initial, recipe)}"
 
 
 def _data(data):

@@ -336,6 +336,7 @@ class _Run:
             "sha256": self._digest,
             "taken": len(start.taken),
             "left_random": list(start.left),
+            "recipe": record.get("recipe"),
             "data": record.get("data"),
             "initial": record.get("initial"),
         }
