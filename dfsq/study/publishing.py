@@ -29,7 +29,7 @@ TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
 
 # What a model card says of every network.
 TOO_LARGE = ", too large for the repository: they belong beside a release"
-RESULTS = "Nothing was chosen by the benchmark sets."
+RESULTS = "No benchmark image was trained or validated on."
 USE = """\
 `dfsq.sr.load_model("{name}")` gives a network that takes and returns RGB in 0..1. It is meant for
 the study of quantization: to be compared with its own quantized versions, not with the best
