@@ -29,7 +29,6 @@ TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
 
 # What a model card says of every network.
 TOO_LARGE = ", too large for the repository: they belong beside a release"
-RESULTS = "No benchmark image was trained or validated on."
 USE = """\
 `dfsq.sr.load_model("{name}")` gives a network that takes and returns RGB in 0..1. It is meant for
 the study of quantization: to be compared with its own quantized versions, not with the best
@@ -158,7 +157,7 @@ def card(facts):
         f"{_network(recipe)}: {size} in half precision{where}. SHA-256 of the weights: "
         f"`{weights['sha256']}`.",
         "## Results",
-        f"PSNR-Y in dB by the standard protocol, in float32 with the weights as rounded. {RESULTS}",
+        "PSNR-Y in dB by the standard protocol, in float32 with the weights as rounded.",
         _table(("set", "bicubic", name), measured),
         *([f"Not measured: {', '.join(missing)}."] if missing else []),
         "## Training",
