@@ -180,7 +180,7 @@ def _parser():
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument(
         "--double", action="store_true",
-        help="in double precision, so that rows come out the same on every machine, in two to five "
+        help="in double precision, in which rows came out the same on every CPU tried, in two to five "
         "times the time; also rows that stand in single precision, which go to repeats.csv",
     )  # fmt: skip
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
@@ -224,7 +224,7 @@ def _parser():
         "publish",
         _publish,
         "publish what was trained: weights in half precision, facts, log, curve and model card",
-        "dfsq publish edsr-x2",
+        "dfsq publish edsr-x2 --out mine",
     )
     publish.add_argument("name", metavar="NAME", help="a recipe, see dfsq train --list")
     publish.add_argument(
@@ -235,6 +235,10 @@ def _parser():
         "--sets", nargs="+", metavar="DATASET",
         help="to measure on, as for bench; the card names the benchmark sets not among them "
         "(default: Set5 Set14 B100 Urban100)",
+    )  # fmt: skip
+    publish.add_argument(
+        "--replace", action="store_true",
+        help="also weights of another run: rows measured with them then stand no longer",
     )  # fmt: skip
     publish.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
 
@@ -531,7 +535,9 @@ def _publish(options):
     folder = _writable_folder(options.out or publishing.WEIGHTS_FOLDER)
     run = options.folder or Path("runs") / options.name
     sets = options.sets or BENCHMARK_SETS
-    weights = publishing.publish(options.name, run, folder, sets=sets, device=options.device)
+    weights = publishing.publish(
+        options.name, run, folder, sets=sets, replace=options.replace, device=options.device
+    )
     print(f"{weights}  {weights.stat().st_size / 1e6:.1f} MB; the rest in {folder}")
     if weights.parent != folder:
         print(

@@ -102,6 +102,24 @@ def test_what_is_published(trained, tmp_path, name, monkeypatch):
     assert target.with_suffix(".md").read_text() == card(facts)
 
 
+def test_weights_of_another_run_are_replaced_only_when_asked(trained, tmp_path):
+    run = trained("edsr-x2", steps=2)
+    target = published(run, "edsr-x2")
+    published(run, "edsr-x2")  # anew
+    published(trained("edsr-x2"), "edsr-x2")  # the same run, further on
+    published(trained("edsr-x2", steps=6, out="more", initial=target, batch=1), "edsr-x2")
+    before = {path.name: path.read_bytes() for path in target.parent.iterdir()}
+    other = trained("edsr-x2", steps=50, out="other", seed=1)
+    for path in (other, run):  # one that did not begin with them, and one that they began with
+        with pytest.raises(
+            ValueError, match="another run, of 6 steps.*did not begin with it.*--out"
+        ):
+            published(path, "edsr-x2")
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
+    publish("edsr-x2", other, "weights", sets=("photos",), replace=True, device="cpu")
+    assert json.loads(target.with_suffix(".json").read_text())["steps"] == 50
+
+
 def test_the_card_tells_the_facts(trained, tmp_path):
     published(trained("srresnet-x2"), "srresnet-x2")
     initial = tmp_path / "weights" / "srresnet-x2.safetensors"

@@ -1,4 +1,4 @@
-"""Double precision, in which a quantized network's result is the same on every machine.
+"""Double precision, in which a quantized network's result does not depend on the machine.
 
 Another processor, or another number of threads, adds up in another order, and sums differ in their
 last bits. Where a value then goes to the neighbouring quantization point, all that follows differs

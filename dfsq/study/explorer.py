@@ -112,7 +112,7 @@ def write(path, networks=None):
     ----------
     path : str or Path
     networks : list of dict, optional
-        As of :func:`dfsq.study.explorer.histograms`; by default the embedded network's.
+        As of :func:`dfsq.study.explorer.histograms`; by default those of ``edsr-x2``.
     """
     networks = [histograms()] if networks is None else networks
     text = json.dumps(networks, separators=(",", ":"))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from safetensors.torch import save_file
@@ -38,7 +39,7 @@ not for medical, forensic or other use in which they must be. The weights have t
 project, which does not extend to the images."""
 
 
-def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=None):
+def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=False, device=None):
     """Publish the last checkpoint of a run.
 
     Parameters
@@ -54,6 +55,9 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     sets : sequence of str
         Data sets to measure PSNR-Y on, in float32; the card names the benchmark sets that are not
         among them.
+    replace : bool
+        Whether weights of another run that stand in `folder` may be replaced. Those that this run
+        began with, and those that it had at an earlier step, always are.
     device : str, optional
         A GPU by default, if there is one.
 
@@ -66,7 +70,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
     ------
     ValueError
         If there is no such recipe, no checkpoint, one of another network, or one that was saved
-        before the first validation.
+        before the first validation; or if weights of another run stand in `folder`.
     FileNotFoundError
         If a data set is neither here nor can be downloaded.
     """
@@ -86,6 +90,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
         raise ValueError(
             f"the run in {run} was stopped before its first validation; go on: `dfsq train {name}`"
         )
+    if not replace:
+        _check_replaced(folder / f"{name}.json", state)
     weights = {  # the counters of batch normalization stay integers
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in state["averaged"].items()
@@ -122,18 +128,33 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, device=Non
             "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
         },
         "psnr": psnr,
-        "not_measured": [benchmark for benchmark in BENCHMARK_SETS if benchmark not in sets],
     }
     use_style()
     curve = training_curve(pd.DataFrame(rows).astype(float))
     beside = folder / name  # suffixes are appended to it
     write(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
+    plt.close(curve)
     write(beside.with_suffix(".md"), lambda path: path.write_text(card(facts)))
     text = json.dumps(facts, indent=2) + "\n"
     for place in {beside, target}:  # where training that starts from the weights looks for them
         write_log(place.with_suffix(".csv"), rows)
         write(place.with_suffix(".json"), lambda path: path.write_text(text))
     return target
+
+
+def _check_replaced(path, state):
+    """Refuse to replace published weights by those of a run that does not go on from them."""
+    if not path.exists():
+        return
+    facts = json.loads(path.read_text())
+    begun_with = state["initial"] and state["initial"]["sha256"] == facts["weights"]["sha256"]
+    same_run = all(facts[key] == state[key] for key in ("recipe", "initial", "data"))
+    if not begun_with and not (same_run and facts["steps"] <= state["step"]):
+        raise ValueError(
+            f"{path.with_suffix('.safetensors')} is of another run, of {facts['steps']:,} steps, and "
+            f"this one, of {state['step']:,}, did not begin with it; publish to another folder "
+            "(--out), or replace it (--replace): rows measured with it then stand no longer"
+        )
 
 
 def card(facts):
@@ -146,7 +167,7 @@ def card(facts):
     """
     name, recipe, weights = facts["name"], facts["recipe"], facts["weights"]
     size = f"{facts['parameters'] / 1e6:.2f} million parameters, {weights['bytes'] / 1e6:.1f} MB"
-    missing = facts.get("not_measured")
+    missing = [benchmark for benchmark in BENCHMARK_SETS if benchmark not in facts["psnr"]]
     where = TOO_LARGE if weights["bytes"] > LARGEST else ""
     measured = [
         (benchmark, f"{row['bicubic']:.3f}", f"{row['float']:.3f}")
