@@ -180,8 +180,8 @@ def _parser():
     bench.add_argument("--device", help="cpu or cuda (default: a GPU, if there is one)")
     bench.add_argument(
         "--double", action="store_true",
-        help="in double precision, in which rows came out the same on every CPU tried, in two to five "
-        "times the time; also rows that stand in single precision, which go to repeats.csv",
+        help="in double precision, in which rows came out the same on every CPU tried, in two to "
+        "five times the time; also rows that stand in single precision, which go to repeats.csv",
     )  # fmt: skip
     bench.add_argument("--out", metavar="FOLDER", help="results (default: the project's own)")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dfsq.sr import zoo
 from dfsq.sr.datasets import ImagePair
@@ -112,7 +113,7 @@ def test_weights_of_another_run_are_replaced_only_when_asked(trained, tmp_path):
     other = trained("edsr-x2", steps=50, out="other", seed=1)
     for path in (other, run):  # one that did not begin with them, and one that they began with
         with pytest.raises(
-            ValueError, match="another run, of 6 steps.*did not begin with it.*--out"
+            ValueError, match=r"another run, of 6 steps.*did not begin with it.*--out"
         ):
             published(path, "edsr-x2")
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
@@ -245,6 +246,39 @@ def test_large_weights_are_taken_by_their_file(tmp_path, monkeypatch):
     loaded = zoo.load_model(target)
     assert loaded.value_range == 1
     assert all(torch.equal(v, averaged[k]) for k, v in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["srresnet-x2", "srresnet-x4", "rdn-small-x2", "rdn-small-x4"])
+def test_weights_of_every_network_are_read_from_a_file(name, tmp_path):
+    """A file of them is read as what was trained, the architecture being seen by its keys."""
+    torch.manual_seed(0)
+    made = recipes.RECIPES[name].build().eval()
+    path = tmp_path / "w.safetensors"
+    save_file(made.state_dict(), path)
+    loaded = zoo.from_state(zoo.read_weights(path), 1.0)
+    x = torch.rand(1, 3, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), made(x))
+
+
+def test_weights_beyond_half_precision(trained, tmp_path):
+    run = trained("srresnet-x2")
+    state = read_checkpoint(run)
+    state["averaged"]["merge.1.running_var"][0] = 7e4
+    torch.save(state, run / "checkpoint.pt")
+    message = r"'merge\.1\.running_var' of the checkpoint in .* goes up to 7e\+04, and half"
+    with pytest.raises(ValueError, match=message):
+        published(run, "srresnet-x2")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_others_may_read_published_weights(trained):
+    before = os.umask(0o022)
+    try:
+        target = published(trained("edsr-x2"), "edsr-x2")
+    finally:
+        os.umask(before)
+    assert target.stat().st_mode & 0o777 == 0o644
 
 
 def test_only_rdn_is_too_large():

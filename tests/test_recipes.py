@@ -1,5 +1,6 @@
 """Recipes by name, and networks started from weights."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,27 @@ def test_x4_takes_of_x2_what_fits(network, left, tmp_path):
     assert (set(begun.left), begun.step) == (left, 0)  # another network, from its first step
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key in left else state[key])
+
+
+@pytest.mark.parametrize("network", ["edsr", "srresnet"])
+def test_x2_from_x4_is_another_network(network, tmp_path):
+    """Though all of it is found there: it begins at its first step."""
+    path = tmp_path / "w.safetensors"
+    state = saved(replace(TINY[network], scale=4), path, {"step": "3500"})
+    model = TINY[network].build()
+    begun = start(model, TINY[network], path)
+    assert (begun.left, begun.step) == ((), 0)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_for_another_range_of_values_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    saved(TINY["edsr"], path, {"step": "3500", "value_range": "255"})
+    model = TINY["edsr"].build()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"values in 0\.\.255; recipes train for those in 0\.\.1"):
+        start(model, TINY["edsr"], path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_x4_starts_from_x2_where_that_is_there(monkeypatch, tmp_path):

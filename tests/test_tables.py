@@ -3,9 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from dfsq import Config, quantize
 from dfsq.convert import float_digest
 from dfsq.sr.datasets import BENCHMARK_SETS
+from dfsq.sr.models.srresnet import SRResNet
 from dfsq.sr.zoo import load_model, trained_names
 from dfsq.study import tables
 from dfsq.study.benchmark import (
@@ -17,6 +20,7 @@ from dfsq.study.benchmark import (
     RESULTS_FOLDER,
     Cell,
     Store,
+    ingredients,
     method_version,
     standard_grid,
 )
@@ -153,6 +157,21 @@ def test_what_is_absent():
     ]
 
 
+def test_ingredients_change_something(monkeypatch):
+    assert ingredients("edsr-x2") == INGREDIENTS
+    network = SRResNet(2, blocks=1, features=4, signed_output=False)
+    monkeypatch.setattr("dfsq.sr.load_model", lambda name: network)
+    left = {*INGREDIENTS} - {*ingredients("srresnet")}
+    assert left == {"dfsq-exact:bias_correction=false"}
+    images = [torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))]
+    made = [
+        quantize(network, images, Config(bias_correction=flag), progress=False)
+        for flag in (True, False)
+    ]
+    states = [network.state_dict() for network in made]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
 def test_the_standard_grid_has_what_the_tables_promise():
     cells = set(standard_grid())
     for name in BENCHMARK_SETS:
@@ -166,7 +185,10 @@ def test_the_standard_grid_has_what_the_tables_promise():
     assert "edsr-x2" in trained_names()
     assert {*INGREDIENTS} <= {*ABLATIONS}
     for model in trained_names():
-        assert {Cell(model, name, m) for name in INGREDIENT_SETS for m in INGREDIENTS} <= cells
+        changed = {c.method for c in cells if c.model == model} & {*INGREDIENTS}
+        assert changed == {*ingredients(model)}
+        for name in INGREDIENT_SETS:
+            assert {Cell(model, name, method) for method in changed} <= cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
     for name in ("Set5", "Urban100"):
         for method in ("dfsq-w", "dfsq-a", "dfsq-points-a"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -192,7 +193,7 @@ def test_files_of_a_run(uninterrupted, network):
     out, losses = uninterrupted[network]
     recipe = RECIPES[network]
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["checkpoint.pt", "log.csv", "recipe.json"]
+    assert set(names) - {".lock"} == {"checkpoint.pt", "log.csv", "recipe.json"}
     assert json.loads((out / "recipe.json").read_text()) == recipe.facts()
     saved = read_checkpoint(out)
     assert (saved["step"], saved["data"]["images"], saved["initial"]) == (9, 8, None)
@@ -437,6 +438,45 @@ def test_bfloat16_trains_every_network(data, tmp_path, network):
     assert {v.dtype for v in saved.values()} <= {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "new"])
+def test_only_one_run_works_in_a_folder(data, tmp_path, begun):
+    out = tmp_path / "out"
+    if begun:
+        run(data, out, 3)
+    before = {p.name: p.read_bytes() for p in out.iterdir()} if begun else {}
+    out.mkdir(exist_ok=True)
+    with (
+        FileLock(out / ".lock"),
+        pytest.raises(ValueError, match=r"another run is at work in .*out; wait, stop it, or give"),
+    ):
+        run(data, out, 6)
+    after = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert {k: v for k, v in after.items() if k != ".lock"} == {
+        k: v for k, v in before.items() if k != ".lock"
+    }
+    run(data, out, 6)
+    assert read_checkpoint(out)["step"] == 6
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "new"])
+def test_a_run_that_another_overtook_writes_nothing(data, tmp_path, monkeypatch, begun):
+    """One that ended while this one was reading its images."""
+    out, images = tmp_path / "out", training.training_images
+    if begun:
+        run(data, out, 3)
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(training, "training_images", images)
+        run(data, out, 6)
+        return images(*arguments)
+
+    monkeypatch.setattr(training, "training_images", overtaken)
+    with pytest.raises(ValueError, match=r"another run has been at work in .*out meanwhile"):
+        run(data, out, 9)
+    assert read_checkpoint(out)["step"] == 6
+    run(data, out, 9)
+
+
 # --- initial weights ---
 
 
@@ -471,6 +511,23 @@ def test_going_on_from_published_weights(data, tmp_path):
     run(data, tmp_path / "out", 10, recipe)  # the weights need not be named again
     run(data, tmp_path / "out", 11, recipe, initial=path)
     assert read_checkpoint(tmp_path / "out")["recipe"]["first_step"] == 7
+
+
+@pytest.mark.parametrize("network", RECIPES)
+@pytest.mark.parametrize("of", ["the same network", "another scale"])
+def test_a_run_with_initial_weights_in_parts_is_the_run_in_one(data, tmp_path, network, of):
+    recipe, path = RECIPES[network], tmp_path / "w.safetensors"
+    other = {2: 4, 4: 2}[recipe.scale] if of == "another scale" else recipe.scale
+    weights(path, replace(recipe, scale=other))
+    first = 7 if of == "the same network" else 0
+    for out, stops in (("one", [6]), ("parts", [2, 3, 6])):
+        for stop in stops:
+            run(data, tmp_path / out, first + stop, recipe, initial=path)
+    one, parts = (read_checkpoint(tmp_path / out) for out in ("one", "parts"))
+    assert one["recipe"]["first_step"] == first
+    kept = ("recipe", "data", "initial", "model", "averaged", "optimizer", "step")
+    for a, b in zip(*(flat([state[key] for key in kept]) for state in (one, parts)), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("of", ["these weights", "others"])

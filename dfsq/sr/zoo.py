@@ -200,6 +200,8 @@ def read_weights(path):
     ------
     ValueError
         If the file is damaged, or no state dict.
+    PermissionError
+        If it may not be read.
     """
     path = Path(path)
     try:
@@ -211,6 +213,8 @@ def read_weights(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
+    except PermissionError:
+        raise PermissionError(f"{path} may not be read by this user") from None
     except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError):
         raise ValueError(
             f"{path} is damaged, cut short, or no file of weights; fetch it again"

@@ -23,7 +23,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .. import sr
-from ..calibration import Calibration, calibrate, needs_inputs
+from ..calibration import Calibration, calibrate, find_layers, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
 from ..histogram import edges_for
@@ -241,7 +241,8 @@ def standard_grid():
         cells += grid([main], ["Urban100"], ["dfsq-exact"], [4], **options)
     cells += grid([main], sets, core, [4], layers="all")
     cells += ablation_grid()
-    cells += grid(own, INGREDIENT_SETS, INGREDIENTS, [4])
+    for name in own:
+        cells += grid([name], INGREDIENT_SETS, ingredients(name), [4])
     cells += grid(own, sets, core, [3, 2, 6, 8])
     return list(dict.fromkeys(cells))
 
@@ -290,6 +291,27 @@ INGREDIENTS = (
     "dfsq-exact:bias_correction=false",
 )
 INGREDIENT_SETS = ("Set5", "Set14")
+
+
+def ingredients(name):
+    """Those of ``INGREDIENTS`` that a network can be without.
+
+    Bias correction does nothing where the quantized convolutions have no bias, as in SRResNet,
+    where batch normalization follows them.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`dfsq.sr.zoo.load_model` takes it.
+
+    Returns
+    -------
+    tuple of str
+    """
+    layers = find_layers(sr.load_model(name), Config())
+    if any(layer.bias is not None for layer in layers.values()):
+        return INGREDIENTS
+    return tuple(method for method in INGREDIENTS if "bias_correction" not in method)
 
 
 #: Calibration crops, number and side in LR pixels, that are compared with the default 32 of 96;

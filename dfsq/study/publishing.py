@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, load_dataset
@@ -70,7 +70,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     ------
     ValueError
         If there is no such recipe, no checkpoint, one of another network, or one that was saved
-        before the first validation; or if weights of another run stand in `folder`.
+        before the first validation; if weights of another run stand in `folder`; or if the weights
+        are beyond half precision.
     FileNotFoundError
         If a data set is neither here nor can be downloaded.
     """
@@ -96,6 +97,13 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in state["averaged"].items()
     }
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            largest = state["averaged"][key].abs().max()
+            raise ValueError(
+                f"{key!r} of the checkpoint in {run} goes up to {largest:.3g}, and half precision "
+                "holds values up to 65504; train with a lower learning_rate in another folder"
+            )
     model = recipe.build().eval()
     model.load_state_dict(weights)
     model = model.to(device, memory_format=torch.channels_last)
@@ -112,7 +120,8 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"step": str(state["step"]), "value_range": "1"}
-    write(target, lambda path: save_file(weights, path, metadata))
+    # save_file makes a file that no other user can read
+    write(target, lambda path: path.write_bytes(save(weights, metadata)))
     facts = {
         "name": name,
         "parameters": parameters,
@@ -151,8 +160,8 @@ def _check_replaced(path, state):
     same_run = all(facts[key] == state[key] for key in ("recipe", "initial", "data"))
     if not begun_with and not (same_run and facts["steps"] <= state["step"]):
         raise ValueError(
-            f"{path.with_suffix('.safetensors')} is of another run, of {facts['steps']:,} steps, and "
-            f"this one, of {state['step']:,}, did not begin with it; publish to another folder "
+            f"{path.with_suffix('.safetensors')} is of another run, of {facts['steps']:,} steps, "
+            f"and this one, of {state['step']:,}, did not begin with it; publish to another folder "
             "(--out), or replace it (--replace): rows measured with it then stand no longer"
         )
 

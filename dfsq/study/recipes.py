@@ -188,8 +188,9 @@ class Start:
     taken, left : tuple of str
         Names of the network's tensors that were found, and that were not and stay random.
     step : int
-        Steps that training has behind it: those of the weights where all were taken, so that the
-        same network is trained further, and 0 where the network is another.
+        Steps that training has behind it: those of the weights where all of them were taken and
+        nothing else is left, so that the same network is trained further, and 0 where the network
+        is another.
     """
 
     taken: tuple[str, ...]
@@ -215,7 +216,8 @@ def start(model, made, path):
     Raises
     ------
     ValueError
-        If a layer outside the upsampler is missing, of another shape, or not the network's.
+        If a layer outside the upsampler is missing, of another shape, or not the network's; or if
+        the weights are for another range of values than 0..1.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -230,8 +232,11 @@ def start(model, made, path):
                 f"{path} does not fit {made.network} of {made.blocks} blocks and {made.features} "
                 f"features: {key!r} is {shapes[0]} there, and {shapes[1]} here"
             )
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if float(span := metadata.get("value_range", 1)) != 1:
+        raise ValueError(f"{path} is for values in 0..{span}; recipes train for those in 0..1")
     model.load_state_dict(fits, strict=False)
     left = tuple(key for key in own if key not in fits)
-    with safe_open(path, "pt") as file:
-        steps = int((file.metadata() or {}).get("step", 0))
-    return Start(tuple(fits), left, 0 if left else steps)
+    same = not left and state.keys() == own.keys()
+    return Start(tuple(fits), left, int(metadata.get("step", 0)) if same else 0)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch.nn import functional
 
 from ..sr.imaging import psnr_y
@@ -173,7 +174,8 @@ def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=N
     Raises
     ------
     ValueError
-        For options that are out of their range, or that do not go with the checkpoint.
+        For options that are out of their range, or that do not go with the checkpoint, or if
+        another run is at work in `out`.
     FloatingPointError
         If the loss is no longer finite; the last checkpoint stands.
     """
@@ -181,7 +183,12 @@ def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=N
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value!r}")
     device = choose_device(device)
-    run = _Run(Path(out), recipe, initial, device)
+    with _Run(Path(out), recipe, initial, device) as run:
+        _train(run, source, steps, save_every)
+
+
+def _train(run, source, steps, save_every):
+    out, recipe, device = run.out, run.recipe, run.device
     if run.step >= steps:
         if not run.resumed:
             raise ValueError(
@@ -272,6 +279,7 @@ class _Run:
 
     def __init__(self, out, recipe, initial, device):
         self.out, self.device = out, device
+        self._lock = FileLock(out / ".lock", timeout=0)
         state = read_checkpoint(out)
         self.resumed = state is not None
         if initial is not None and not Path(initial).is_file():
@@ -300,6 +308,26 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self._losses = state["losses"]
         self._pending = []
+
+    def _be_alone(self):
+        """Refuse to go on where another run writes, which would take each other's files."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another run is at work in {self.out}; wait, stop it, or give another folder"
+            ) from None
+        state = read_checkpoint(self.out)
+        if (state["step"] if state else None) != (self.step if self.resumed else None):
+            raise ValueError(
+                f"another run has been at work in {self.out} meanwhile; give the command again"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._lock.release(force=True)
 
     def _check(self, state, recipe):
         """Refuse a checkpoint that is not of this recipe or these initial weights."""
@@ -351,6 +379,7 @@ class _Run:
             )
         self.data = facts
         self.out.mkdir(parents=True, exist_ok=True)
+        self._be_alone()
         text = json.dumps(self.recipe.facts(), indent=2) + "\n"
         write(self.out / "recipe.json", lambda path: path.write_text(text))
         self._began = time.perf_counter()
