@@ -515,7 +515,7 @@ def _train(options):
         if initial is None and recipe.scale == 4:
             print(
                 f"no weights of {options.name.replace('-x4', '-x2')} to start from in "
-                f"{recipes.WEIGHTS_FOLDER}: starting from random ones; --initial FILE takes others"
+                f"{recipes.WEIGHTS_FOLDER}: starting without; --initial FILE takes others"
             )
     train(
         options.data,

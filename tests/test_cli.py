@@ -435,7 +435,7 @@ def test_train_and_publish(photos, folder, capsys, monkeypatch):
     assert main(["train", "edsr-x4", *arguments, "--float32"]) == 0
     told = capsys.readouterr().out
     assert "edsr-x2.safetensors: 72 tensors taken" in told
-    assert "random as yet: tail.0.2.weight, tail.0.2.bias" in told
+    assert "not found there: tail.0.2.weight, tail.0.2.bias" in told
     assert "in float32" in told
     assert main(["publish", "edsr-x4", "--out", "published"]) == 0
     told = capsys.readouterr().out
@@ -460,7 +460,7 @@ def test_train_says_that_there_are_no_weights_to_start_from(photos, folder, caps
     arguments = ["--data", "photos", "-p", "patch", "8", "-p", "batch", "1", "--steps"]
     for steps, says in (("1", True), ("2", False)):  # the second goes on
         assert main(["train", "edsr-x4", *arguments, steps]) == 0
-        message = f"no weights of edsr-x2 to start from in {folder}: starting from random ones"
+        message = f"no weights of edsr-x2 to start from in {folder}: starting without"
         assert (message in capsys.readouterr().out) == says
 
 

@@ -136,7 +136,7 @@ def test_the_card_tells_the_facts(trained, tmp_path):
         "SRResNet, 4-fold, 1 blocks, 4 features",
         "4 steps, 0 hours on a CPU",
         f"Started from `srresnet-x2` (SHA-256 `{digest}`)",
-        "random at first: `upsampler.3.weight`, `upsampler.3.bias`, `upsampler.5.weight`.",
+        "not found there: `upsampler.3.weight`, `upsampler.3.bias`, `upsampler.5.weight`.",
         "| `learning_rate` | 0.0005 |",
         "3 images of photos; 1 more are held out",
         "Licence of the images: not known to this project",
@@ -181,7 +181,7 @@ def test_the_card_tells_the_recipes_of_earlier_runs(trained, tmp_path):
     text = card(facts)
     assert f"(SHA-256 `{of_first}`), the same network after 2 steps." in text
     assert "| `batch` | 3 |" in text
-    assert "Steps 1 to 2 were made with `batch` 2, `learning_rate` 0.0005. Started from" in text
+    assert "Steps 1 to 2 were made with `batch` 2, `learning_rate` 0.0005. Started without" in text
     same = facts["initial"] | {"recipe": facts["recipe"] | {"first_step": 0}}
     assert "Steps 1 to 2 were made by the same recipe." in card(facts | {"initial": same})
     chained = facts["initial"] | {

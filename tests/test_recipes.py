@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from dfsq.sr import zoo
 from dfsq.study import recipes
@@ -102,6 +103,33 @@ def test_changes():
 def test_what_is_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
         recipe(name, changes)
+
+
+# --- before the first step ---
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_srresnet_begins_as_bilinear_doubling(scale):
+    made = replace(TINY["srresnet"], scale=scale)
+    x = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+    expected = x
+    for _ in range(scale // 2):
+        expected = functional.interpolate(expected, scale_factor=2, mode="bilinear")
+    model = made.build()
+    inside = (..., *[slice(2 * scale, -2 * scale)] * 2)  # the network pads with zeros
+    for mode in (model.train(), model.eval()):
+        assert torch.allclose(mode(x)[inside], expected[inside], atol=1e-6)
+
+
+def test_large_kernels_learn_more_slowly():
+    for name, rates in (("edsr", {1.0}), ("rdn", {1.0}), ("srresnet", {1.0, 1 / 9})):
+        model = TINY[name].build()
+        groups = recipes.parameter_groups(model)
+        assert {group["factor"] for group in groups} == rates
+        found = [p for group in groups for p in group["params"]]
+        assert len(found) == len(list(model.parameters())) == len({*found})
+    slow = [p for group in groups if group["factor"] < 1 for p in group["params"]]
+    assert {id(p) for p in slow} == {id(model.head[0].weight), id(model.tail.weight)}
 
 
 # --- starting from weights ---

@@ -568,7 +568,7 @@ def test_x4_from_x2(data, tmp_path, capsys):
     run(data, tmp_path / "out", 1, recipe, initial=tmp_path / "w.safetensors")
     told = capsys.readouterr().out
     assert f"{len(initial)} tensors taken\n" in told
-    assert "random as yet: upsampler.3.weight, upsampler.3.bias, upsampler.5.weight\n" in told
+    assert "not found there: upsampler.3.weight, upsampler.3.bias, upsampler.5.weight\n" in told
     saved = read_checkpoint(tmp_path / "out")
     assert (saved["step"], saved["recipe"]["first_step"]) == (1, 0)
     assert saved["initial"]["taken"] == len(initial)

@@ -226,12 +226,12 @@ def _validated(facts):
 
 def _start(initial, recipe):
     if initial is None:
-        return "Started from random weights."
+        return "Started without earlier weights."
     text = f"Started from `{initial['name']}` (SHA-256 `{initial['sha256']}`)"
     if recipe["first_step"]:
         return f"{text}, the same network after {recipe['first_step']:,} steps."
-    left = ", ".join(f"`{name}`" for name in initial["left_random"])
-    return f"{text}; random at first: {left}."
+    left = ", ".join(f"`{name}`" for name in initial["not_taken"])
+    return f"{text}; not found there: {left}."
 
 
 def _earlier(initial, recipe):

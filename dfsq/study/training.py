@@ -302,10 +302,14 @@ class _Run:
         self.recipe = recipe
         self.model = model.to(device, memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model).eval()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            recipes.parameter_groups(self.model), lr=recipe.learning_rate
+        )
         if self.resumed:
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # what earlier versions did not write
+                group.setdefault("factor", 1.0)
             self._losses = state["losses"]
         self._pending = []
 
@@ -352,7 +356,7 @@ class _Run:
         start = recipes.start(model, recipe, path)
         _say(f"starting from {path}: {len(start.taken)} tensors taken")
         if start.left:
-            _say(f"random as yet: {', '.join(start.left)}")
+            _say(f"not found there: {', '.join(start.left)}")
         record = _record(path, self._digest)
         self.step = start.step
         self.rows = read_log(path.with_suffix(".csv"), start.step) if start.step else []
@@ -363,7 +367,7 @@ class _Run:
             "name": path.stem,
             "sha256": self._digest,
             "taken": len(start.taken),
-            "left_random": list(start.left),
+            "not_taken": list(start.left),
             "recipe": record.get("recipe"),
             "data": record.get("data"),
             "initial": record.get("initial"),
@@ -387,7 +391,7 @@ class _Run:
     def advance(self, lr, hr):
         """One step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
+            group["lr"] = group["factor"] * self.recipe.rate(self.step)
         low = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device, torch.bfloat16, enabled=low):
             result = self.model(lr)

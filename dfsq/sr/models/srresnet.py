@@ -1,5 +1,6 @@
 """SRResNet (Ledig et al., CVPR 2017): batch normalization, PReLU, 9x9 head and tail."""
 
+import torch
 from torch import nn
 
 
@@ -58,6 +59,36 @@ class SRResNet(nn.Module):
             ]
         self.upsampler = nn.Sequential(*upsampler)
         self.tail = nn.Conv2d(features, 3, 9, padding=4)
+
+    @torch.no_grad()
+    def begin_bilinear(self):
+        """Set weights, in place, with which the network is bilinear doubling, to be trained from.
+
+        The first three feature maps are the image, residual branches begin at zero (by the scale of
+        their last batch normalization, Goyal et al. 2017, arXiv 1706.02677), the upsampler
+        interpolates each map by itself, and the tail takes the first three. Random weights would
+        first have to learn, through all layers, to give back the image that they take.
+        """
+        for block in self.blocks:
+            block.bn2.weight.zero_()
+        self.merge[1].weight.zero_()
+        image = torch.eye(3, self.tail.in_channels)
+        middle = self.tail.kernel_size[0] // 2
+        self.head[0].weight[:3] = 0
+        self.head[0].weight[:3, :, middle, middle] = image[:, :3]
+        self.head[0].bias[:3] = 0
+        # of the two pixels that are made of one
+        sides = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
+        kernels = torch.einsum("iy,jx->ijyx", sides, sides).reshape(4, 3, 3)
+        for layer in self.upsampler:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.zero_()
+                for channel in range(layer.in_channels):
+                    layer.weight[4 * channel : 4 * channel + 4, channel] = kernels
+                layer.bias.zero_()
+        self.tail.weight.zero_()
+        self.tail.weight[:, :, middle, middle] = image
+        self.tail.bias.zero_()
 
     def forward(self, x):
         return self.reconstruct(self.features(x))
