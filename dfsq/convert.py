@@ -297,7 +297,8 @@ def _compensate(model, names, configs, points, batches, progress=False):
     made = {}
     with tqdm(total=len(names), desc="compensating", disable=not progress, unit="layer") as bar:
         for group in in_groups(sizes):
-            gathered = _gather(model, group, batches)
+            gathered = _gather(model, group, batches, progress)
+            bar.unpause()  # that time is no layer's
             for name in group:
                 made[name] = _compensated(
                     name,
@@ -311,7 +312,7 @@ def _compensate(model, names, configs, points, batches, progress=False):
         replace_layer(model, name, conv)
 
 
-def _gather(model, names, batches):
+def _gather(model, names, batches, progress=False):
     """Second moments of layers' inputs on the calibration images, some held out.
 
     Returns
@@ -339,7 +340,8 @@ def _gather(model, names, batches):
     hooks = [conv.register_forward_pre_hook(observer(name)) for name, conv in modules.items()]
     try:
         with freed_memory_kept():
-            for i, batch in enumerate(batches):
+            bar = tqdm(batches, "taking moments", leave=False, disable=not progress, unit="image")
+            for i, batch in enumerate(bar):
                 alone = len(batches) == 1
                 parts[:] = (0, 1) if alone else (int(is_held_out(i, len(batches))),)
                 model(batch.to(first.device, first.dtype))

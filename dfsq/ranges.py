@@ -56,7 +56,9 @@ def search(model, configs, calibration, points=None, *, progress=False):
     found = {}
     with tqdm(total=len(configs), desc="ranging", disable=not progress, unit="layer") as bar:
         for group in in_groups(sizes):
-            for name, parts in _gather(model, group, calibration).items():
+            gathered = _gather(model, group, calibration, progress)
+            bar.unpause()  # that time is no layer's
+            for name, parts in gathered.items():
                 config, layer = configs[name], calibration.layers[name]
                 own = None if points is None else points.get(name)
                 found[name] = _best(
@@ -68,9 +70,9 @@ def search(model, configs, calibration, points=None, *, progress=False):
     return found
 
 
-def _gather(model, names, calibration):
+def _gather(model, names, calibration, progress):
     """Histograms under each share, of the images to select on and of those held out, by layer."""
-    gathered, part, count = {}, [0], len(calibration.batches)
+    gathered, part, batches = {}, [0], calibration.batches
 
     def observer(name):
         layer = calibration.layers[name]
@@ -90,8 +92,9 @@ def _gather(model, names, calibration):
     hooks = [model.get_submodule(n).register_forward_pre_hook(observer(n)) for n in names]
     try:
         with freed_memory_kept():
-            for i, batch in enumerate(calibration.batches):
-                part[0] = int(count > 1 and is_held_out(i, count))
+            bar = tqdm(batches, "taking ranges", leave=False, disable=not progress, unit="image")
+            for i, batch in enumerate(bar):
+                part[0] = int(len(batches) > 1 and is_held_out(i, len(batches)))
                 model(batch.to(first.device, first.dtype))
     finally:
         for hook in hooks:

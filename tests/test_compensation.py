@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import dfsq
-from dfsq import compensation, convert, memory
+from dfsq import compensation, convert, memory, ranges
 from dfsq.calibration import calibrate, find_layers
 from dfsq.compensation import Statistics, compensate
 from dfsq.config import Config
@@ -715,6 +715,31 @@ def test_gathered_of_three_images_in_four(net):
     np.testing.assert_allclose(check.before, patches.sum(-1), rtol=1e-3)
     (fit, check) = convert._gather(quantized, ["body.2"], batches[:1])["body.2"]
     np.testing.assert_allclose(fit.second, check.second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_progress_is_shown_image_by_image_and_layer_by_layer(net, monkeypatch, shown):
+    """Most of the time goes by before the first layer is done."""
+    bars = []
+
+    class Bar(convert.tqdm):
+        def close(self):
+            if not self.disable:
+                bars.append((self.desc, self.n, self.total))
+            super().close()
+
+    for module in (convert, ranges):
+        monkeypatch.setattr(module, "tqdm", Bar)
+    dfsq.quantize(net, IMAGES, Config(layers=LAYERS, range_search=True), progress=shown)
+    layers, images = len(LAYERS), len(IMAGES)
+    expected = [
+        ("taking ranges", images, images),
+        ("ranging", layers, layers),
+        ("quantizing", layers, layers),
+        ("taking moments", images, images),
+        ("compensating", layers, layers),
+    ]
+    assert bars == (expected if shown else [])
 
 
 @torch.no_grad()
