@@ -1,6 +1,7 @@
 """Error compensation, against loops, other solvers and all other choices."""
 
 import copy
+import time
 from itertools import product
 
 import numpy as np
@@ -719,13 +720,14 @@ def test_gathered_of_three_images_in_four(net):
 
 @pytest.mark.parametrize("shown", [False, True])
 def test_progress_is_shown_image_by_image_and_layer_by_layer(net, monkeypatch, shown):
-    """Most of the time goes by before the first layer is done."""
-    bars = []
+    """The time of the images is none of the layers'."""
+    bars, started, ended = [], {}, {}
 
     class Bar(convert.tqdm):
         def close(self):
             if not self.disable:
                 bars.append((self.desc, self.n, self.total))
+                started[self.desc], ended[self.desc] = self.start_t, time.time()
             super().close()
 
     for module in (convert, ranges):
@@ -740,6 +742,8 @@ def test_progress_is_shown_image_by_image_and_layer_by_layer(net, monkeypatch, s
         ("compensating", layers, layers),
     ]
     assert bars == (expected if shown else [])
+    for images, layers in (("taking ranges", "ranging"), ("taking moments", "compensating")):
+        assert not shown or started[layers] >= ended[images]
 
 
 @torch.no_grad()
