@@ -211,7 +211,7 @@ def _parser():
     train.add_argument(
         "--initial", metavar="FILE",
         help="weights to start from, .safetensors, or none (default: at x4 those of the same "
-        "network at x2, where there are some; else none)",
+        "network at x2, for edsr-long-x2 edsr-x2, where these are; else none)",
     )  # fmt: skip
     train.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), dest="changes",
@@ -512,9 +512,10 @@ def _train(options):
     initial = options.initial
     if initial is None and not (out / "checkpoint.pt").exists():
         initial = recipes.default_initial(options.name)
-        if initial is None and recipe.scale == 4:
+        began_as = recipes.began_as(options.name)
+        if initial is None and began_as:
             print(
-                f"no weights of {options.name.replace('-x4', '-x2')} to start from in "
+                f"no weights of {began_as} to start from in "
                 f"{recipes.WEIGHTS_FOLDER}: starting without; --initial FILE takes others"
             )
     train(

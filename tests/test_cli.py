@@ -458,10 +458,11 @@ def test_train_and_publish(photos, folder, capsys, monkeypatch):
 def test_train_says_that_there_are_no_weights_to_start_from(photos, folder, capsys, monkeypatch):
     monkeypatch.setattr("dfsq.study.recipes.WEIGHTS_FOLDER", folder)
     arguments = ["--data", "photos", "-p", "patch", "8", "-p", "batch", "1", "--steps"]
-    for steps, says in (("1", True), ("2", False)):  # the second goes on
-        assert main(["train", "edsr-x4", *arguments, steps]) == 0
-        message = f"no weights of edsr-x2 to start from in {folder}: starting without"
-        assert (message in capsys.readouterr().out) == says
+    message = f"no weights of edsr-x2 to start from in {folder}: starting without"
+    for name in ("edsr-x4", "edsr-long-x2"):
+        for steps, says in (("1", True), ("2", False)):  # the second goes on
+            assert main(["train", name, *arguments, steps]) == 0
+            assert (message in capsys.readouterr().out) == says
 
 
 def test_train_goes_on_from_the_projects_weights(photos, folder, capsys):

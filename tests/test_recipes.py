@@ -41,6 +41,7 @@ def test_the_networks_are_those_of_the_paper():
         rdn = {"blocks": 16, "features": 64, "layers": 8, "growth": 64}
         assert sizes[f"rdn-x{scale}"] == rdn
         assert sizes[f"rdn-small-x{scale}"] == rdn | {"blocks": 8, "layers": 4, "growth": 32}
+    assert RECIPES["edsr-long-x2"] == RECIPES["edsr-x2"]
     for name, made in RECIPES.items():
         assert name.endswith(f"-x{made.scale}")
         same = replace(RECIPES["edsr-x2"], **made.network_facts())  # one recipe for all
@@ -71,6 +72,7 @@ def test_sizes():
     assert {name: round(size(made)[0] / 1e6, 2) for name, made in RECIPES.items()} == {
         "edsr-x2": 1.37, "edsr-x4": 1.52, "srresnet-x2": 1.40, "srresnet-x4": 1.55,
         "rdn-x2": 22.12, "rdn-x4": 22.27, "rdn-small-x2": 1.32, "rdn-small-x4": 1.35,
+        "edsr-long-x2": 1.37,
     }  # fmt: skip
     table = recipes.table().splitlines()
     assert [line.split()[0] for line in table[1:]] == list(RECIPES)
@@ -211,6 +213,15 @@ def test_x4_starts_from_x2_where_that_is_there(monkeypatch, tmp_path):
         expected = tmp_path / f"{name}.safetensors"
         assert recipes.default_initial(name.replace("x2", "x4")) == expected
     assert recipes.default_initial("rdn-x4") is None
+
+
+def test_long_training_starts_from_the_short_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "WEIGHTS_FOLDER", tmp_path)
+    assert recipes.began_as("edsr-long-x2") == "edsr-x2"
+    assert recipes.began_as("edsr-x2") is None
+    assert recipes.default_initial("edsr-long-x2") is None
+    (tmp_path / "edsr-x2.safetensors").touch()
+    assert recipes.default_initial("edsr-long-x2") == tmp_path / "edsr-x2.safetensors"
 
 
 @pytest.mark.parametrize(

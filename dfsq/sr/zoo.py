@@ -401,8 +401,8 @@ def edsr_from_state(state, value_range=255.0, residual_scale=None):
     return _loaded(EDSR(scale, max(numbers), features, residual_scale, value_range), state)
 
 
-def _trained(name, build, title):
-    """Entries, at x2 and x4, of a network that `dfsq train` makes."""
+def _trained(name, build, title, scales=(2, 4)):
+    """Entries, one a scale, of a network that `dfsq train` makes."""
     return {
         f"{name}-x{scale}": Entry(
             f"{name}-x{scale}.safetensors",
@@ -410,7 +410,7 @@ def _trained(name, build, title):
             f"{title} x{scale}, trained by this project",
             embedded=True,
         )
-        for scale in (2, 4)
+        for scale in scales
     }
 
 
@@ -420,6 +420,7 @@ ENTRIES = {
     **_trained("srresnet", srresnet_from_state, "SRResNet with 16 blocks"),
     **_trained("rdn", rdn_from_state, "RDN"),
     **_trained("rdn-small", rdn_from_state, "a shallow RDN"),
+    **_trained("edsr-long", edsr_from_state, "EDSR-baseline, trained longer,", scales=(2,)),
     "edsr-baseline-x2": Entry(
         "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline x2, official"
     ),

@@ -115,6 +115,8 @@ RECIPES = {
     for name, size in _SIZES.items()
     for scale in (2, 4)
 }
+# The same network, trained further under a name of its own: does it lose more or less then?
+RECIPES["edsr-long-x2"] = RECIPES["edsr-x2"]
 
 
 def parameter_groups(model):
@@ -193,13 +195,22 @@ def table():
     return "\n".join(lines)
 
 
+def began_as(name):
+    """The network whose weights another is started from, or None.
+
+    At x4 the same network at x2, and for the long training that of the short one.
+    """
+    other = name.replace("-x4", "-x2").replace("-long-", "-")
+    return other if other != name else None
+
+
 def default_initial(name):
     """Weights that a network is started from unless others are given, or None.
 
-    At x4 they are those of the same network at x2, where the project has them.
+    They are those of :func:`began_as`, where the project has them.
     """
-    path = WEIGHTS_FOLDER / f"{name.removesuffix('-x4')}-x2.safetensors"
-    return path if name.endswith("-x4") and path.is_file() else None
+    path = WEIGHTS_FOLDER / f"{began_as(name)}.safetensors"
+    return path if path.is_file() else None
 
 
 @dataclass(frozen=True)
