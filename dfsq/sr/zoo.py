@@ -420,7 +420,7 @@ ENTRIES = {
     **_trained("srresnet", srresnet_from_state, "SRResNet with 16 blocks"),
     **_trained("rdn", rdn_from_state, "RDN"),
     **_trained("rdn-small", rdn_from_state, "a shallow RDN"),
-    **_trained("edsr-long", edsr_from_state, "EDSR-baseline, trained longer,", scales=(2,)),
+    **_trained("edsr-long", edsr_from_state, "EDSR-baseline with longer training", scales=(2,)),
     "edsr-baseline-x2": Entry(
         "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline x2, official"
     ),

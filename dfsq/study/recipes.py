@@ -209,8 +209,9 @@ def default_initial(name):
 
     They are those of :func:`began_as`, where the project has them.
     """
-    path = WEIGHTS_FOLDER / f"{began_as(name)}.safetensors"
-    return path if path.is_file() else None
+    other = began_as(name)
+    path = WEIGHTS_FOLDER / f"{other}.safetensors"
+    return path if other and path.is_file() else None
 
 
 @dataclass(frozen=True)
