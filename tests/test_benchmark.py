@@ -456,6 +456,14 @@ def test_a_run_without_a_cell_is_refused(bench):
         bench().run([])
 
 
+def test_the_bar_says_what_is_done_before_the_first_image(bench, cell, capfd):
+    bench().run([cell, replace(cell, method="bicubic")])
+    shown = capfd.readouterr().err
+    quantized, bicubic = shown.split("row 2 of 2")[0], shown.split("row 2 of 2", 1)[1]
+    assert f"{cell.method} {cell.bits} bits, calibrating or quantizing" in quantized
+    assert "quantizing" not in bicubic
+
+
 def test_an_empty_store(tmp_path):
     store = Store(tmp_path / "none")
     assert store.find("x") is None

@@ -6,7 +6,9 @@ import os
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from dfsq.sr import zoo
 from dfsq.sr.datasets import ImagePair
 from dfsq.sr.imaging import imresize, psnr_y
 from dfsq.study import publishing, recipes
+from dfsq.study.figures import training_curve
 from dfsq.study.publishing import card, page, publish
 from dfsq.study.recipes import Recipe
 from dfsq.study.training import (
@@ -351,3 +354,16 @@ def test_the_projects_own_files(repository):
     committed = {path.stem for path in folder.glob("*.safetensors")}
     assert committed <= {path.stem for path in folder.glob("*.json")}
     assert page(folder)
+
+
+@pytest.mark.parametrize(("first", "lowest", "title"), [(18, 31.5, True), (31.9, 31.5, False)])
+def test_a_curve_shows_what_is_gained_in_the_end(first, lowest, title):
+    log = {"step": [500, 1000, 1500], "loss": [3, 2, 1], "validation_psnr": [first, 32, 32.5]}
+    figure = training_curve(pd.DataFrame(log))
+    right = figure.axes[1]
+    bottom, top = right.get_ylim()
+    assert bottom >= lowest
+    assert top > 32.5
+    assert bool(right.get_title()) == title  # which says that there is more below
+    assert (first >= bottom) != title
+    plt.close(figure)

@@ -725,12 +725,19 @@ class Bench:
         ) as bar:
             for i, cell in enumerate(missing):
                 name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
-                bar.set_description_str(f"row {i + 1} of {len(missing)}: {name}")
+                row = f"row {i + 1} of {len(missing)}: {name}"
+                # minutes can pass before the first image, in which the bar stands
+                bar.set_description_str(row if cell.plain else f"{row}, calibrating or quantizing")
                 self.store.reload()
                 if not self.missing([cell]):
                     continue
                 began = time.perf_counter()
-                per_image = self.compute(cell, lambda pair, c=cell: bar.update(work(c, pair)))
+
+                def on_image(pair, row=row, cell=cell):
+                    bar.set_description_str(row, refresh=False)
+                    bar.update(work(cell, pair))
+
+                per_image = self.compute(cell, on_image)
                 seconds = time.perf_counter() - began
                 precision = "double" if self.double else "single"
                 self.store.add(self.key(cell), per_image, seconds, self.device, precision)
