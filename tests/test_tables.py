@@ -190,6 +190,9 @@ def test_the_standard_grid_has_what_the_tables_promise():
         for name in INGREDIENT_SETS:
             assert {Cell(model, name, method) for method in changed} <= cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
+    assert {
+        Cell("rdn-small-x4", "Urban100", "dfsq", 4, seed, limit=20) for seed in range(5)
+    } <= cells
     for name in ("Set5", "Urban100"):
         for method in ("dfsq-w", "dfsq-a", "dfsq-points-a"):
             assert Cell("imdn-x4", name, method, 3) in cells
