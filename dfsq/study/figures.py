@@ -434,10 +434,20 @@ def losses_by_method(table):
 
 
 def training_curve(log):
-    """Loss and validation PSNR of a training log (columns as `dfsq.study.training` writes).
+    """Loss and validation PSNR of a training log.
 
-    Of the PSNR its highest decibel is drawn: averaged weights start from ten decibels below, on
-    whose scale all that training gains later is a flat line.
+    Only the highest decibel of the PSNR is drawn: averaged weights can start so far below that what
+    training gains later would be a flat line.
+
+    Parameters
+    ----------
+    log : pandas.DataFrame
+        A row a checkpoint, columns ``step``, ``loss`` and ``validation_psnr`` in dB, as
+        `dfsq.study.training` writes them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     left.plot(log.step, log.loss, color=BLUE)
