@@ -497,6 +497,11 @@ def _file_digest(function):
     return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
 
 
+def _on_any_images(cell):
+    """What a cell's quantized network depends on."""
+    return replace(cell, dataset="", limit=None)
+
+
 class Bench:
     """Computes cells, sharing networks, data sets and calibrations between them.
 
@@ -580,10 +585,13 @@ class Bench:
         model = self.model(cell.model)
         if cell.plain:
             return Bicubic(model.scale) if cell.method == "bicubic" else model
-        key = replace(cell, dataset="", limit=None)
-        if self._quantized[0] != key:
-            self._quantized = (key, self._quantize(cell, model))
+        if not self._is_quantized(cell):
+            self._quantized = (_on_any_images(cell), self._quantize(cell, model))
         return self._quantized[1]
+
+    def _is_quantized(self, cell):
+        """Whether the network of a cell stands quantized, from a cell of other images."""
+        return self._quantized[0] == _on_any_images(cell)
 
     def _quantize(self, cell, model):
         if is_user_function(cell.method):
@@ -729,7 +737,8 @@ class Bench:
                 name = f"{cell.model} {cell.dataset} {cell.method} {cell.bits} bits"
                 row = f"row {i + 1} of {len(missing)}: {name}"
                 # minutes can pass before the first image, in which the bar stands
-                bar.set_description_str(row if cell.plain else f"{row}, calibrating or quantizing")
+                stands = cell.plain or self._is_quantized(cell)
+                bar.set_description_str(row if stands else f"{row}, calibrating or quantizing")
                 self.store.reload()
                 if not self.missing([cell]):
                     continue
