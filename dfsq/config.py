@@ -167,16 +167,26 @@ class Config:
     def __post_init__(self):
         for name in ("layers", "exclude", "non_negative"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                value = (value,)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+            if value is None and name != "exclude":
+                continue
+            patterns = (value,) if isinstance(value, str) else value
+            if not isinstance(patterns, (tuple, list)) or not all(
+                isinstance(pattern, str) for pattern in patterns
+            ):
+                raise ValueError(f"{name} must be name patterns, such as 'body.*', not {value!r}")
+            object.__setattr__(self, name, tuple(patterns))
         if not isinstance(self.universal, str):
             object.__setattr__(self, "universal", universal_words(self.universal))
         if self.universal != "dfsq" and self.words == 4:
             object.__setattr__(self, "words", None)  # the default of another set
         pairs = self.overrides.items() if isinstance(self.overrides, dict) else self.overrides
-        overrides = tuple((p, tuple(sorted(dict(o).items()))) for p, o in pairs)
+        try:
+            overrides = tuple((p, tuple(sorted(dict(o).items()))) for p, o in pairs)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "overrides must be fields by name pattern, such as {'head.*': {'act_bits': 8}}, "
+                f"not {self.overrides!r}"
+            ) from None
         object.__setattr__(self, "overrides", overrides)
         allowed = {
             "weight_bits": BITS,

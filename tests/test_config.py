@@ -111,6 +111,13 @@ def test_a_single_pattern_may_be_a_string():
     )
 
 
+@pytest.mark.parametrize("value", [3, [3], {"a": "b"}])
+@pytest.mark.parametrize("name", ["layers", "exclude", "non_negative"])
+def test_patterns_that_are_none(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be name patterns, such as 'body\.\*', not"):
+        Config(**{name: value})
+
+
 # --- overrides ---
 
 
@@ -144,6 +151,12 @@ def test_overrides_by_layer():
 def test_overrides_are_validated(changes, message):
     with pytest.raises(ValueError, match=message):
         Config(overrides=(("head", changes),))
+
+
+@pytest.mark.parametrize("value", [3, {"head": 3}, ["head"], [("head", {}, 1)]])
+def test_overrides_of_another_form(value):
+    with pytest.raises(ValueError, match="overrides must be fields by name pattern, such as"):
+        Config(overrides=value)
 
 
 # --- presets ---
