@@ -428,6 +428,25 @@ def test_a_row_that_another_process_adds_meanwhile_is_not_computed_again(
     assert [c.bits for c in computed] == [3, 4]
 
 
+@pytest.mark.parametrize("double_first", [True, False])
+def test_a_row_in_double_precision_that_came_meanwhile_stands(
+    bench, cell, monkeypatch, double_first
+):
+    late, early = bench(double=not double_first), bench(double=double_first)
+    original = late.compute
+
+    def compute(*arguments):
+        result = original(*arguments)
+        run(early, cell)
+        return result
+
+    monkeypatch.setattr(late, "compute", compute)
+    (row,) = run(late, cell).itertuples()
+    assert row.precision == bench().store.precision(row.id) == "double"
+    expected = [] if double_first else [row.id]  # a single row that it replaced is kept
+    assert bench().store.repeats.get("id", pd.Series()).tolist() == expected
+
+
 def test_a_method_that_changes_its_network_spoils_no_other_row(bench, cell, tmp_path):
     method = tmp_path / "method.py"
     method.write_text(
@@ -452,8 +471,13 @@ def test_a_method_of_ones_own_may_begin_with_sq():
 
 
 def test_a_run_without_a_cell_is_refused(bench):
-    with pytest.raises(ValueError, match="no cell to compute"):
-        bench().run([])
+    with pytest.raises(ValueError, match=r"no cell to compute; .* layers='body'"):
+        bench().run(grid(["net"], ["x"], ["sq"], [4], layers="all"))
+
+
+def test_a_draw_below_zero_is_refused():
+    with pytest.raises(ValueError, match="draw must be at least 0, not -1"):
+        Cell("net", draw=-1)
 
 
 def test_the_bar_says_what_is_done_before_the_first_image(bench, cell, capfd):

@@ -124,6 +124,8 @@ class Cell:
         if self.calibration is None:
             default = CALIBRATION if self.dataset in BENCHMARK_SETS else "photographs"
             object.__setattr__(self, "calibration", default)
+        if self.draw < 0:
+            raise ValueError(f"draw must be at least 0, not {self.draw!r}")
 
     @property
     def plain(self):
@@ -708,7 +710,9 @@ class Bench:
             Without a cell.
         """
         if not cells:
-            raise ValueError("no cell to compute; activations by SQ's set go with 2 to 4 bits")
+            raise ValueError(
+                "no cell to compute; activations by SQ's set go with 2 to 4 bits and layers='body'"
+            )
         missing = self.missing(cells)
         self.keep_inputs = any(
             needs_inputs(self.config(cell))
@@ -751,5 +755,8 @@ class Bench:
                 per_image = self.compute(cell, on_image)
                 seconds = time.perf_counter() - began
                 precision = "double" if self.double else "single"
+                self.store.reload()
+                if not self.missing([cell]):  # double precision came meanwhile, and stands for both
+                    continue
                 self.store.add(self.key(cell), per_image, seconds, self.device, precision)
         return self.rows(cells)
