@@ -198,7 +198,7 @@ def _parser():
     train.add_argument(
         "--data", default="BSDS500", metavar="SOURCE",
         help="BSDS500, photographs (embedded), or a folder of photographs, searched with all below "
-        "it; benchmark images are left out (default: BSDS500)",
+        "it; benchmark images are left out, as far as their sets are here (default: BSDS500)",
     )  # fmt: skip
     train.add_argument("--out", metavar="FOLDER", help="checkpoint and log (default: runs/NAME)")
     train.add_argument(
@@ -499,7 +499,7 @@ def _bench(options):
 
 def _train(options):
     from .study import recipes
-    from .study.training import train
+    from .study.training import read_checkpoint, train
 
     if options.list:
         print(recipes.table())
@@ -508,16 +508,21 @@ def _train(options):
         raise ValueError(f"NAME is missing; there are {', '.join(recipes.RECIPES)}")
     precision = "float32" if options.float32 else "bfloat16"
     recipe = recipes.recipe(options.name, options.changes, precision)
-    out = _writable_folder(options.out or Path("runs") / options.name)
+    out = _writable_folder(options.out or recipes.RUNS_FOLDER / options.name)
     initial = options.initial
     if initial is None and not (out / "checkpoint.pt").exists():
         initial = recipes.default_initial(options.name)
         began_as = recipes.began_as(options.name)
         if initial is None and began_as:
             print(
-                f"no weights of {began_as} to start from in "
-                f"{recipes.WEIGHTS_FOLDER}: starting without; --initial FILE takes others"
+                f"no weights of {began_as} to start from in {recipes.WEIGHTS_FOLDER} or "
+                f"{recipes.RUNS_FOLDER / began_as}: starting without; --initial FILE takes others"
             )
+    if initial == "none" and (state := read_checkpoint(out)) and state["initial"]:
+        raise ValueError(
+            f"{out / 'checkpoint.pt'} began with weights of {state['initial']['name']}, not with "
+            "none; leave --initial away, or give another folder (--out)"
+        )
     train(
         options.data,
         out,
@@ -531,10 +536,10 @@ def _train(options):
 
 def _publish(options):
     from .sr.datasets import BENCHMARK_SETS
-    from .study import publishing
+    from .study import publishing, recipes
 
     folder = _writable_folder(options.out or publishing.WEIGHTS_FOLDER)
-    run = options.folder or Path("runs") / options.name
+    run = options.folder or recipes.RUNS_FOLDER / options.name
     sets = options.sets or BENCHMARK_SETS
     weights = publishing.publish(
         options.name, run, folder, sets=sets, replace=options.replace, device=options.device

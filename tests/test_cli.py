@@ -458,7 +458,7 @@ def test_train_and_publish(photos, folder, capsys, monkeypatch):
 def test_train_says_that_there_are_no_weights_to_start_from(photos, folder, capsys, monkeypatch):
     monkeypatch.setattr("dfsq.study.recipes.WEIGHTS_FOLDER", folder)
     arguments = ["--data", "photos", "-p", "patch", "8", "-p", "batch", "1", "--steps"]
-    message = f"no weights of edsr-x2 to start from in {folder}: starting without"
+    message = f"no weights of edsr-x2 to start from in {folder} or runs/edsr-x2: starting without"
     for name in ("edsr-x4", "edsr-long-x2"):
         for steps, says in (("1", True), ("2", False)):  # the second goes on
             assert main(["train", name, *arguments, steps]) == 0
@@ -472,6 +472,8 @@ def test_train_goes_on_from_the_projects_weights(photos, folder, capsys):
     message = error(capsys, *arguments, "--steps", steps)
     assert f"it must be more than {steps}, not {steps}" in message
     assert main([*arguments, "--steps", str(steps + 1)]) == 0
+    message = error(capsys, *TRAIN, "--initial", "none", "--steps", steps + 2)
+    assert "began with weights of edsr-x2, not with none; leave --initial away, or" in message
     assert list(pd.read_csv("runs/edsr-x2/log.csv").step)[-2:] == [steps, steps + 1]
 
 

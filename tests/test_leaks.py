@@ -8,7 +8,7 @@ from PIL import Image
 
 from dfsq.sr.datasets import CALIBRATION_PHOTOGRAPHS, TEST_PHOTOGRAPHS, photograph, read_image
 from dfsq.sr.fetch import files_of, local
-from dfsq.study.leaks import THRESHOLD, WINDOWS, Guard, benchmark_guard
+from dfsq.study.leaks import THRESHOLD, WINDOWS, Guard, benchmark_guard, not_compared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +95,9 @@ def test_the_guard_takes_what_is_here(monkeypatch, tmp_path):
     Image.fromarray(photograph("coffee")).save(tmp_path / file)
     guard, compared = benchmark_guard()
     assert compared["Set5"] == 1
+    missing = ["4 of the 5 images of Set5", "Set14", "B100", "Urban100"]
+    assert not_compared(compared) == missing
+    assert not_compared(compared | {"Set5": 5, "B100": 100, "Urban100": 100}) == ["Set14"]
     assert guard.match(photograph("coffee")[:, ::-1]) == file
     assert guard.match(photograph("astronaut")) == "the photograph astronaut"
 

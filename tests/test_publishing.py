@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dfsq.sr import zoo
 from dfsq.sr.datasets import ImagePair
+from dfsq.sr.fetch import files_of
 from dfsq.sr.imaging import imresize, psnr_y
 from dfsq.study import publishing, recipes
 from dfsq.study.figures import training_curve
@@ -122,6 +123,52 @@ def test_weights_of_another_run_are_replaced_only_when_asked(trained, tmp_path):
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
     publish("edsr-x2", other, "weights", sets=("photos",), replace=True, device="cpu")
     assert json.loads(target.with_suffix(".json").read_text())["steps"] == 50
+
+
+def test_a_run_is_known_by_its_pixels_wherever_they_lie(trained, tmp_path, monkeypatch):
+    published(trained("edsr-x2", steps=2), "edsr-x2")
+    (tmp_path / "data" / "Set5").mkdir(parents=True)
+    shown = tmp_path / "data" / files_of("Set5")[0]
+    Image.fromarray(random_image(9)).save(shown)
+    monkeypatch.setenv("DFSQ_DATA", str(tmp_path / "data"))
+    target = published(trained("edsr-x2"), "edsr-x2")  # compared with more than before
+    facts = json.loads(target.with_suffix(".json").read_text())
+    assert (facts["steps"], facts["data"]["compared"]["Set5"]) == (4, 1)
+    text = target.with_suffix(".md").read_text()
+    assert "photographs (3), Set5 (1).\n" in text or "photographs (3), Set5 (1). " in text
+    assert "Not compared with 4 of the 5 images of Set5, Set14, " in text
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", None])
+def test_weights_of_which_nothing_is_known_are_replaced_only_when_asked(trained, content):
+    run = trained("edsr-x2", steps=2)
+    target = published(run, "edsr-x2")
+    if content is None:
+        target.with_suffix(".json").unlink()
+        message = r"edsr-x2\.safetensors is of a run not known, as no edsr-x2\.json is there; publ"
+    else:
+        target.with_suffix(".json").write_text(content)
+        message = r"edsr-x2\.json is not what was published of a network; publish to another"
+    target.write_bytes(b"precious")
+    with pytest.raises(ValueError, match=message):
+        published(run, "edsr-x2")
+    assert target.read_bytes() == b"precious"
+    publish("edsr-x2", run, "weights", sets=("photos",), replace=True, device="cpu")
+    assert target.read_bytes() != b"precious"
+
+
+def test_sets_of_one_name_are_refused(trained, tmp_path):
+    run = trained("edsr-x2", steps=2)
+    for folder in ("a/HR", "b/HR", "a/Set5"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(random_image(1)).save(tmp_path / folder / "x.png")
+    with pytest.raises(ValueError, match=r"sets: a/HR and b/HR are both called HR; rename one"):
+        published(run, "edsr-x2", sets=("a/HR", "b/HR"))
+    with pytest.raises(ValueError, match=r"a/Set5 is a folder, and the card would call it Set5"):
+        published(run, "edsr-x2", sets=("a/Set5",))
+    assert not (tmp_path / "weights").exists()
+    target = published(run, "edsr-x2", sets=("a/HR", "a/HR/../../photos"))
+    assert json.loads(target.with_suffix(".json").read_text())["psnr"].keys() == {"HR", "photos"}
 
 
 def test_the_card_tells_the_facts(trained, tmp_path):
@@ -298,6 +345,9 @@ def test_a_run_that_was_stopped(trained, tmp_path):
     facts = json.loads(published(run, "edsr-x2").with_suffix(".json").read_text())
     assert (facts["steps"], facts["validated_at"]) == (3, 2)
     assert facts["validation_psnr"] == float(rows[0]["validation_psnr"])
+    (run / "log.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"log\.csv is missing"):
+        published(run, "edsr-x2", "others")
     write_log(run / "log.csv", [])
     message = r"stopped before its first validation; go on: `dfsq train edsr-x2`"
     with pytest.raises(ValueError, match=message):

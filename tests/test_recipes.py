@@ -97,6 +97,7 @@ def test_changes():
         ("edsr-x2", [("batch", "4.5")], r"batch must be of type int, not '4\.5'"),
         ("edsr-x2", [("batch", "0")], r"batch must be at least 1, not 0"),
         ("edsr-x2", [("patch", "1")], r"patch must be at least 2, not 1"),
+        ("edsr-x2", [("seed", str(2**63))], r"seed must be below 2\*\*63, not 9223372036854775808"),
         ("edsr-x2", [("seed", "-1")], r"seed must be at least 0, not -1"),
         ("edsr-x2", [("learning_rate", "nan")], r"learning_rate must be positive, not nan"),
         ("edsr-x2", [("average", "1")], r"average must be at least 0 and below 1, not 1\.0"),
@@ -213,6 +214,30 @@ def test_x4_starts_from_x2_where_that_is_there(monkeypatch, tmp_path):
         expected = tmp_path / f"{name}.safetensors"
         assert recipes.default_initial(name.replace("x2", "x4")) == expected
     assert recipes.default_initial("rdn-x4") is None
+
+
+def test_weights_too_large_for_the_project_are_found_beside_their_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "WEIGHTS_FOLDER", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+
+    def listed():
+        return next(line for line in recipes.table().splitlines() if line.startswith("rdn-x2"))
+
+    assert listed().endswith("not trained yet")
+    beside = tmp_path / "runs" / "rdn-x2" / "rdn-x2.safetensors"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert recipes.default_initial("rdn-x4").resolve() == beside
+    assert recipes.default_initial("rdn-x2") is None
+    assert listed().endswith("here")
+
+
+@pytest.mark.parametrize(("field", "value"), [("step", "many"), ("value_range", "wide")])
+def test_metadata_that_is_no_number(field, value, tmp_path):
+    path = tmp_path / "w.safetensors"
+    saved(TINY["edsr"], path, {"step": "1", "value_range": "1", field: value})
+    with pytest.raises(ValueError, match=rf"w\.safetensors: value_range and step .*'{value}'"):
+        start(TINY["edsr"].build(), TINY["edsr"], path)
 
 
 def test_long_training_starts_from_the_short_one(monkeypatch, tmp_path):

@@ -390,6 +390,22 @@ def test_files_are_written_beside_and_moved(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos")])
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, error):
+    """`torch.save` raises RuntimeError where a disk is full."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def save(temporary):
+        temporary.write_text("ne")
+        raise error
+
+    with pytest.raises(OSError, match=r"file cannot be written: .*(space|pos).*still stands"):
+        training.write(path, save)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_run_that_is_done_is_left_alone(data, tmp_path, capsys):
     run(data, tmp_path, 3)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
@@ -622,7 +638,34 @@ def test_a_damaged_checkpoint(data, tmp_path):
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"text"):
         (tmp_path / "checkpoint.pt").write_bytes(content)
-        refused(r"checkpoint\.pt is damaged or no checkpoint; remove it", data, tmp_path, 2)
+        refused(r"checkpoint\.pt is damaged or no checkpoint; move it", data, tmp_path, 2)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(data, tmp_path, monkeypatch):
+    run(data, tmp_path, 1)
+
+    (tmp_path / "not a file" / "checkpoint.pt").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"checkpoint\.pt cannot be read: Is a directory$"):
+        run(data, tmp_path / "not a file", 2)
+
+    def is_full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", is_full)
+    refused("^$", data, tmp_path, 2, error=MemoryError)
+
+
+def test_a_run_without_its_log_or_with_another_file_in_its_place(data, tmp_path):
+    run(data, tmp_path, 1)
+    text = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    refused(r"log\.csv is not the log of a run: no table of step, lea", data, tmp_path, 2)
+    (tmp_path / "log.csv").unlink()
+    message = r"log\.csv is missing: a run writes it beside its checkpoint"
+    refused(message, data, tmp_path, 2, error=FileNotFoundError)
+    (tmp_path / "log.csv").write_text(text)
+    run(data, tmp_path, 2)
+    assert [row["step"] for row in log(tmp_path)] == ["1", "2"]
 
 
 def test_options_out_of_range(data, tmp_path):

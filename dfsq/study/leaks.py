@@ -126,3 +126,24 @@ def benchmark_guard():
         images |= here
         compared[name] = len(here)
     return Guard(images), compared
+
+
+def not_compared(compared):
+    """What of the benchmark sets was not there to be compared with.
+
+    Parameters
+    ----------
+    compared : dict of str to int
+        Of :func:`benchmark_guard`.
+
+    Returns
+    -------
+    list of str
+        Names of sets, and ``4 of the 5 images of Set5`` where some of one were there.
+    """
+    wanting = {name: (len(files_of(name)), compared[name]) for name in BENCHMARK_SETS}
+    return [
+        f"{known - here} of the {known} images of {name}" if here else name
+        for name, (known, here) in wanting.items()
+        if here < known
+    ]

@@ -14,16 +14,19 @@ import torch
 from safetensors.torch import save
 
 from ..memory import freed_memory_kept
-from ..sr.datasets import BENCHMARK_SETS, load_dataset
+from ..sr.datasets import BENCHMARK_SETS, CALIBRATION_SETS, load_dataset
 from ..sr.upscaling import Bicubic
 from ..sr.zoo import WEIGHTS_FOLDER
 from .devices import choose_device
 from .figures import training_curve, use_style
+from .leaks import not_compared
 from .recipes import RECIPES, Recipe, size
 from .training import VALIDATE_ON, read_checkpoint, read_log, validate, write, write_log
 
 #: Weights of more bytes are not committed; they belong beside a release.
 LARGEST = 20_000_000
+
+NAMED_SETS = ("photographs", *BENCHMARK_SETS, *CALIBRATION_SETS)
 
 DEVICES = {"cpu": "a CPU", "cuda": "a GPU", "unknown": "a device that is not known"}
 TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
@@ -70,8 +73,9 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     ------
     ValueError
         If there is no such recipe, no checkpoint, one of another network, or one that was saved
-        before the first validation; if weights of another run stand in `folder`; or if the weights
-        are beyond half precision.
+        before the first validation; if weights of another run stand in `folder`; if the weights
+        are beyond half precision; or if two of `sets` have one name, or a folder that of a
+        benchmark set.
     FileNotFoundError
         If a data set is neither here nor can be downloaded.
     """
@@ -91,6 +95,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
         raise ValueError(
             f"the run in {run} was stopped before its first validation; go on: `dfsq train {name}`"
         )
+    titles = _titles(sets)
     if not replace:
         _check_replaced(folder / f"{name}.json", state)
     weights = {  # the counters of batch normalization stay integers
@@ -109,9 +114,9 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     model = model.to(device, memory_format=torch.channels_last)
     psnr = {}
     with freed_memory_kept():
-        for benchmark in sets:
+        for title, benchmark in titles.items():
             pairs = load_dataset(benchmark, recipe.scale)
-            psnr[Path(benchmark).name] = {
+            psnr[title] = {
                 "bicubic": validate(Bicubic(recipe.scale), pairs),
                 "float": validate(model, pairs),
             }
@@ -151,18 +156,53 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     return target
 
 
+def _titles(sets):
+    """Data sets by what the card calls them: a folder by its own name, which no set may have."""
+    titles = {}
+    for given in map(str, sets):
+        folder = given not in NAMED_SETS
+        title = Path(given).resolve().name if folder else given
+        if folder and title in NAMED_SETS:
+            raise ValueError(
+                f"sets: {given} is a folder, and the card would call it {title}, as if "
+                f"it were that set; rename it, or give {title}"
+            )
+        if title in titles:
+            raise ValueError(
+                f"sets: {titles[title]} and {given} are both called {title}; rename one"
+            )
+        titles[title] = given
+    return titles
+
+
 def _check_replaced(path, state):
     """Refuse to replace published weights by those of a run that does not go on from them."""
+    weights = path.with_suffix(".safetensors")
+    others = (
+        "publish to another folder (--out), or replace it (--replace): rows measured with it then "
+        "stand no longer"
+    )
     if not path.exists():
+        if weights.exists():
+            raise ValueError(
+                f"{weights} is of a run not known, as no {path.name} is there; {others}"
+            )
         return
-    facts = json.loads(path.read_text())
-    begun_with = state["initial"] and state["initial"]["sha256"] == facts["weights"]["sha256"]
-    same_run = all(facts[key] == state[key] for key in ("recipe", "initial", "data"))
-    if not begun_with and not (same_run and facts["steps"] <= state["step"]):
+
+    def run(facts):  # not all of its data: images may be moved, and more benchmark sets be here
+        return facts["recipe"], facts["initial"], facts["data"]["digest"]
+
+    try:
+        facts = json.loads(path.read_text())
+        other, digest, steps = run(facts), facts["weights"]["sha256"], facts["steps"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not what was published of a network; {others}") from None
+    begun_with = state["initial"] and state["initial"]["sha256"] == digest
+    same_run = other == run(state)
+    if not begun_with and not (same_run and steps <= state["step"]):
         raise ValueError(
-            f"{path.with_suffix('.safetensors')} is of another run, of {facts['steps']:,} steps, "
-            f"and this one, of {state['step']:,}, did not begin with it; publish to another folder "
-            "(--out), or replace it (--replace): rows measured with it then stand no longer"
+            f"{weights} is of another run, of {steps:,} steps, and this one, of "
+            f"{state['step']:,}, did not begin with it; {others}"
         )
 
 
@@ -259,8 +299,7 @@ def _data(data):
         lines.append(f"{data['too_small']} images smaller than a patch were left out.")
     compared = ", ".join(f"{name} ({count})" for name, count in data["compared"].items() if count)
     lines.append(f"Thumbnails of all were compared with those of the test images: {compared}.")
-    missing = [name for name, count in data["compared"].items() if not count]
-    if missing:
+    if missing := not_compared(data["compared"]):
         lines.append(f"Not compared with {', '.join(missing)}, which were not there.")
     shown = [f"`{name}` (shows {what})" for name, what in data["left_out"].items()]
     lines.append(f"Left out: {', '.join(shown)}." if shown else "No benchmark image was found.")

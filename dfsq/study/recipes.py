@@ -19,6 +19,9 @@ from ..sr.models.rdn import RDN
 from ..sr.models.srresnet import SRResNet
 from ..sr.zoo import WEIGHTS_FOLDER, read_weights
 
+#: Where a run is kept, by its name, in the folder at work.
+RUNS_FOLDER = Path("runs")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -71,6 +74,8 @@ class Recipe:
     NOT_CHOSEN = (*NETWORK, "precision", "first_step")
 
     def __post_init__(self):
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, not {self.seed!r}")
         at_least = {"patch": 2, "batch": 1, "warmup": 1, "halve_every": 1, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -187,7 +192,7 @@ def table():
     lines = [f"{'name':14}{'blocks':>7}{'features':>9}{'parameters':>12}{'in half':>10}  weights"]
     for name, made in RECIPES.items():
         count, held = size(made)
-        here = (WEIGHTS_FOLDER / f"{name}.safetensors").is_file()
+        here = published_weights(name)
         lines.append(
             f"{name:14}{made.blocks:7}{made.features:9}{count / 1e6:10.2f} M{held / 1e6:7.1f} MB  "
             + ("here" if here else "not trained yet")
@@ -207,11 +212,20 @@ def began_as(name):
 def default_initial(name):
     """Weights that a network is started from unless others are given, or None.
 
-    They are those of :func:`began_as`, where the project has them.
+    They are those of :func:`began_as`, where they are published.
     """
     other = began_as(name)
-    path = WEIGHTS_FOLDER / f"{other}.safetensors"
-    return path if other and path.is_file() else None
+    return published_weights(other) if other else None
+
+
+def published_weights(name):
+    """The file of a network's published weights, or None.
+
+    It is among the project's, or, if too large for that, beside the run that made it.
+    """
+    file = f"{name}.safetensors"
+    places = (WEIGHTS_FOLDER / file, RUNS_FOLDER / name / file)
+    return next((path for path in places if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -268,10 +282,14 @@ def start(model, made, path):
                 f"features: {key!r} is {shapes[0]} there, and {shapes[1]} here"
             )
     with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    if float(span := metadata.get("value_range", 1)) != 1:
-        raise ValueError(f"{path} is for values in 0..{span}; recipes train for those in 0..1")
+        metadata = {"value_range": "1", "step": "0"} | (file.metadata() or {})
+    try:
+        span, step = float(metadata["value_range"]), int(metadata["step"])
+    except ValueError as error:
+        raise ValueError(f"{path}: value_range and step in its metadata: {error}") from None
+    if span != 1:
+        raise ValueError(f"{path} is for values in 0..{span:g}; recipes train for those in 0..1")
     model.load_state_dict(fits, strict=False)
     left = tuple(key for key in own if key not in fits)
     same = not left and state.keys() == own.keys()
-    return Start(tuple(fits), left, int(metadata.get("step", 0)) if same else 0)
+    return Start(tuple(fits), left, step if same else 0)

@@ -9,6 +9,7 @@ run in one, to the last bit; on a GPU sums are taken in an order that changes fr
 import copy
 import csv
 import hashlib
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from ..sr.imaging import psnr_y
 from ..sr.upscaling import upscale
 from . import recipes
 from .devices import choose_device
+from .leaks import not_compared
 from .patches import Patches, training_images
 
 LOG_FIELDS = ("step", "learning_rate", "loss", "validation_psnr", "seconds")
@@ -66,18 +68,39 @@ def update_average(averaged, model, count, decay):
 
 
 def write(path, save):
-    """Write a file so that a kill leaves the old one or the new one, never half of one."""
+    """Write a file so that a kill or a full disk leaves the old one or the new one, never half.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
-    save(temporary)
+    try:
+        save(temporary)
+    except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} cannot be written: {error}; what stood there before still stands"
+        ) from None
     os.replace(temporary, path)
 
 
 def read_log(path, last_step):
-    """Rows of a log up to a step; later ones were written by a run that is being repeated."""
+    """Rows of a log up to a step; later ones were written by a run that is being repeated.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is no log.
+    """
     if not path.exists():
-        return []
+        raise FileNotFoundError(f"{path} is missing: a run writes it beside its checkpoint")
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != LOG_FIELDS:
+            raise ValueError(f"{path} is not the log of a run: no table of {', '.join(LOG_FIELDS)}")
+        return [row for row in rows if int(row["step"]) <= last_step]
 
 
 def write_log(path, rows):
@@ -95,22 +118,31 @@ def read_checkpoint(out):
 
     Raises
     ------
+    OSError
+        If the file is there and cannot be read.
     ValueError
-        If the file is damaged.
+        If it is damaged.
     """
     path = Path(out) / "checkpoint.pt"
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         state["recipe"], state["data"], state["averaged"]
         # what earlier versions did not write
         state.setdefault("losses", [])
         if "seconds_by_device" not in state:
             state["seconds_by_device"] = {state["device"]: state["seconds"]}
+    except MemoryError:
+        raise
     except Exception as error:  # of many kinds, as the unpickler meets what is not its own
+        kind = type(error).__name__
         raise ValueError(
-            f"{path} is damaged or no checkpoint; remove it to start anew ({type(error).__name__})"
+            f"{path} is damaged or no checkpoint; move it away to start anew ({kind})"
         ) from None
     return state
 
@@ -260,8 +292,7 @@ def _tell(facts):
         _say(f"{facts['too_small']} left out: smaller than a patch")
     for name, shown in facts["left_out"].items():
         _say(f"left out: {name} shows {shown}")
-    missing = [name for name, count in facts["compared"].items() if not count]
-    if missing:
+    if missing := not_compared(facts["compared"]):
         _say(f"not compared with {', '.join(missing)}: not on this machine (`dfsq fetch`)")
 
 
@@ -359,7 +390,8 @@ class _Run:
             _say(f"not found there: {', '.join(start.left)}")
         record = _record(path, self._digest)
         self.step = start.step
-        self.rows = read_log(path.with_suffix(".csv"), start.step) if start.step else []
+        log = path.with_suffix(".csv")
+        self.rows = read_log(log, start.step) if start.step and log.exists() else []
         if self.rows:
             before = {record.get("device", "unknown"): float(self.rows[-1]["seconds"])}
             self.seconds = record.get("seconds", before)
