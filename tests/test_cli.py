@@ -442,7 +442,8 @@ def test_train_and_publish(photos, folder, capsys, monkeypatch):
     assert "published/edsr-x4.safetensors  3.0 MB" in told
     assert "Not measured" not in (folder / "published" / "edsr-x4.md").read_text()
     assert main(["publish", "edsr-x4", "--out", "published", "--sets", "Set5", "B100"]) == 0
-    assert "Not measured when published: Set14, Urban100." in (folder / "published" / "edsr-x4.md").read_text()
+    card = (folder / "published" / "edsr-x4.md").read_text()
+    assert "Not measured when published: Set14, Urban100." in card
     capsys.readouterr()
     monkeypatch.setattr("dfsq.study.publishing.LARGEST", 1000)
     assert main(["publish", "edsr-x4", "--out", "published"]) == 0
