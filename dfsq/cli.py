@@ -357,6 +357,7 @@ def _upscale(options):
     from tqdm import tqdm
 
     from . import load
+    from .files import write_whole
     from .sr.datasets import open_image
     from .sr.upscaling import upscale, upscale_photograph
     from .study.large import LARGE, has_parts, upscale_large
@@ -386,12 +387,7 @@ def _upscale(options):
         how = partial(upscale_large, progress=True) if is_large else upscale
         result = upscale_photograph(model, image, how)
         target = folder / f"{path.stem}_x{model.scale}_{width}.png"
-        temporary = target.with_suffix(".part")
-        try:
-            result.save(temporary, format="PNG")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(target, partial(result.save, format="PNG"))
         tqdm.write(f"{target}  {result.width}x{result.height}")
 
 

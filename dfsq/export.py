@@ -14,7 +14,6 @@ channels-last layout, which notebook 4 measures.
 
 import copy
 import logging
-import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from .activations import ActivationQuantizer
+from .files import write_whole
 
 #: Version of the operator set; runtimes since 2023 have it.
 OPSET = 18
@@ -118,14 +118,7 @@ def export_onnx(model, path, *, channels=3):
     record = getattr(model, "quantization", None)
     if record is not None:
         graph.metadata_props["dfsq.config"] = record.config.to_json()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        program.save(temporary, external_data=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: program.save(temporary, external_data=False))
 
 
 def _program(model, example):

@@ -8,7 +8,6 @@ parts are not in the file: :func:`load` takes them from the float network.
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from .convert import (
     replace_layer,
     summary,
 )
+from .files import write_whole
 from .packing import pack, packed_bytes, unpack
 from .universal import universal_set
 from .weights import QuantizedWeight
@@ -80,14 +80,8 @@ def save(model, path):
         "calibration_digest": record.calibration_digest,
         "float_digest": record.float_digest,
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load(path, model):

@@ -143,7 +143,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(net, path, monk
     if function == "save_file":
         monkeypatch.setattr("dfsq.storage.save_file", lambda _, target, __: fail(target))
     else:
-        monkeypatch.setattr("dfsq.storage.os.replace", fail)
+        monkeypatch.setattr("dfsq.files.os.replace", fail)
     with pytest.raises(OSError, match=r"cannot write .*net\.safetensors: no space left"):
         dfsq.save(quantize(net), path)
     assert path.read_text() == "old"

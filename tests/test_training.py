@@ -359,7 +359,7 @@ def test_a_kill_while_writing_leaves_the_old_file(
     """Half a file is left as .part, which is never taken for the checkpoint or the log."""
     run(data, tmp_path, 3)
     before = (tmp_path / while_writing).read_bytes()
-    original = training.write
+    original = training.write_whole
 
     def killed(path, save):
         if path.name == while_writing:
@@ -368,42 +368,13 @@ def test_a_kill_while_writing_leaves_the_old_file(
         original(path, save)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write", killed)
+        patch.setattr(training, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path, 9)
     assert (tmp_path / while_writing).read_bytes() == before
     assert read_checkpoint(tmp_path)["step"] == 3
     run(data, tmp_path, 9)
     assert_same_run(tmp_path, uninterrupted["edsr"][0])
-
-
-def test_files_are_written_beside_and_moved(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def save(temporary):
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-
-    training.write(path, save)
-    assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos")])
-def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, error):
-    """`torch.save` raises RuntimeError where a disk is full."""
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def save(temporary):
-        temporary.write_text("ne")
-        raise error
-
-    with pytest.raises(OSError, match=r"file cannot be written: .*(space|pos).*still stands"):
-        training.write(path, save)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_run_that_is_done_is_left_alone(data, tmp_path, capsys):

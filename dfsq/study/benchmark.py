@@ -13,6 +13,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from .. import sr
 from ..calibration import Calibration, calibrate, find_layers, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
+from ..files import write_whole
 from ..histogram import edges_for
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
@@ -423,10 +425,8 @@ class Store:
                 if rows.empty:
                     continue
                 table = _joined(self._read(name, self.folder), rows, by)
-                path = self.folder / f"{name}.csv"
-                temporary = path.with_suffix(".part")
-                table.to_csv(temporary, index=False, float_format="%.6f")
-                os.replace(temporary, path)
+                write = partial(table.to_csv, index=False, float_format="%.6f")
+                write_whole(self.folder / f"{name}.csv", write)
                 setattr(self, name, _joined(getattr(self, name), rows, by))
 
     def _repeats(self, identifier, precision):

@@ -1,12 +1,12 @@
 """A network and its quantized version side by side on photographs: numbers, and what to look at."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ..files import write_whole
 from ..sr.datasets import check_images
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, upscale
@@ -68,7 +68,7 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
             },
             most_different(results["float"], results["quantized"], CROP * scale),
         )
-        _write(
+        write_whole(
             folder / f"{pair.name}.png",
             lambda path, f=figure: f.savefig(path, format="png", bbox_inches="tight"),
         )
@@ -79,7 +79,7 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
             | {f"ssim_{name}": value for name, value in ssim.items()}
         )
     table = pd.DataFrame(rows)
-    _write(
+    write_whole(
         folder / "comparison.csv",
         lambda path: table.to_csv(path, index=False, float_format="%.6f"),
     )
@@ -131,13 +131,3 @@ def with_mean(table):
     split = [column.split("_") for column in table.columns]
     table.columns = pd.MultiIndex.from_tuples([(names[kind], of) for kind, of in split])
     return table.rename_axis(None)
-
-
-def _write(path, write):
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

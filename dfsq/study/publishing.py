@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
+from ..files import write_whole
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, CALIBRATION_SETS, load_dataset
 from ..sr.upscaling import Bicubic
@@ -21,7 +22,7 @@ from .devices import choose_device
 from .figures import training_curve, use_style
 from .leaks import not_compared
 from .recipes import RECIPES, Recipe, size
-from .training import VALIDATE_ON, read_checkpoint, read_log, validate, write, write_log
+from .training import VALIDATE_ON, read_checkpoint, read_log, validate, write_log
 
 #: Weights of more bytes are not committed; they belong beside a release.
 LARGEST = 20_000_000
@@ -127,7 +128,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     metadata = {"step": str(state["step"]), "value_range": "1"}
     # save_file makes a file that no other user can read
     content = _in_order(save(weights, metadata))
-    write(target, lambda path: path.write_bytes(content))
+    write_whole(target, lambda path: path.write_bytes(content))
     facts = {
         "name": name,
         "parameters": parameters,
@@ -147,13 +148,13 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     use_style()
     curve = training_curve(pd.DataFrame(rows).astype(float))
     beside = folder / name  # suffixes are appended to it
-    write(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
+    write_whole(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
     plt.close(curve)
-    write(beside.with_suffix(".md"), lambda path: path.write_text(card(facts)))
+    write_whole(beside.with_suffix(".md"), lambda path: path.write_text(card(facts)))
     text = json.dumps(facts, indent=2) + "\n"
     for place in {beside, target}:  # where training that starts from the weights looks for them
         write_log(place.with_suffix(".csv"), rows)
-        write(place.with_suffix(".json"), lambda path: path.write_text(text))
+        write_whole(place.with_suffix(".json"), lambda path: path.write_text(text))
     return target
 
 

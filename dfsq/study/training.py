@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch.nn import functional
 
+from ..files import write_whole
 from ..sr.imaging import psnr_y
 from ..sr.upscaling import upscale
 from . import recipes
@@ -67,25 +67,6 @@ def update_average(averaged, model, count, decay):
             mean.copy_(value)
 
 
-def write(path, save):
-    """Write a file so that a kill or a full disk leaves the old one or the new one, never half.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        save(temporary)
-    except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} cannot be written: {error}; what stood there before still stands"
-        ) from None
-    os.replace(temporary, path)
-
-
 def read_log(path, last_step):
     """Rows of a log up to a step; later ones were written by a run that is being repeated.
 
@@ -110,7 +91,7 @@ def write_log(path, rows):
             writer.writeheader()
             writer.writerows(rows)
 
-    write(path, save)
+    write_whole(path, save)
 
 
 def read_checkpoint(out):
@@ -417,7 +398,7 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self._be_alone()
         text = json.dumps(self.recipe.facts(), indent=2) + "\n"
-        write(self.out / "recipe.json", lambda path: path.write_text(text))
+        write_whole(self.out / "recipe.json", lambda path: path.write_text(text))
         self._began = time.perf_counter()
 
     def advance(self, lr, hr):
@@ -484,5 +465,5 @@ class _Run:
         }
         # the log first: rows beyond the checkpoint are dropped when the run goes on
         write_log(self.out / "log.csv", self.rows)
-        write(self.out / "checkpoint.pt", lambda path: torch.save(state, path))
+        write_whole(self.out / "checkpoint.pt", lambda path: torch.save(state, path))
         return psnr

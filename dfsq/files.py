@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+def write_whole(path, write):
+    """Write a file so that a kill or a full disk leaves the old one or the new one, never half.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; one that is there is replaced once all has been written.
+    write : callable
+        Called with the path of a temporary file beside it, which it writes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. What stood there before still stands.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises the second
+        reason = getattr(error, "strerror", None) or error
+        stands = "; what stood there before still stands" if path.is_file() else ""
+        raise OSError(f"cannot write {path}: {reason}{stands}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
