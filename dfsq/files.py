@@ -15,7 +15,9 @@ def write_whole(path, write):
     path : str or Path
         The file; one that is there is replaced once all has been written.
     write : callable
-        Called with the path of a temporary file beside it, which it writes.
+        Called with the path of a temporary file beside it, which it writes. The process is part of
+        its name, so that two that write one file never mix; a kill leaves it there, as
+        ``NAME.PROCESS.part``, and it can be removed.
 
     Raises
     ------

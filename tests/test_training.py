@@ -363,7 +363,7 @@ def test_a_kill_while_writing_leaves_the_old_file(
 
     def killed(path, save):
         if path.name == while_writing:
-            path.with_name(path.name + ".part").write_bytes(b"half")
+            path.with_name(path.name + ".1.part").write_bytes(b"half")  # as write_whole does
             raise KeyboardInterrupt
         original(path, save)
 
