@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from .activations import CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer
@@ -81,7 +81,9 @@ def save(model, path):
         "float_digest": record.float_digest,
     }
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    # save_file makes a file that no other user can read
+    content = serialized(tensors, metadata)
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load(path, model):

@@ -132,22 +132,28 @@ def test_a_read_only_folder(net, tmp_path):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("function", ["save_file", "os.replace"])
+@pytest.mark.parametrize("function", ["pathlib.Path.write_bytes", "dfsq.files.os.replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(net, path, monkeypatch, function):
     path.write_text("old")
 
-    def fail(*arguments, **_):
-        (path.parent / arguments[-1 if function == "save_file" else 0]).touch()
+    def fail(temporary, *_):
+        temporary.touch()
         raise OSError("no space left")
 
-    if function == "save_file":
-        monkeypatch.setattr("dfsq.storage.save_file", lambda _, target, __: fail(target))
-    else:
-        monkeypatch.setattr("dfsq.files.os.replace", fail)
+    monkeypatch.setattr(function, fail)
     with pytest.raises(OSError, match=r"cannot write .*net\.safetensors: no space left"):
         dfsq.save(quantize(net), path)
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_file_is_as_open_as_any_other_of_its_user(net, path):
+    before = os.umask(0o027)
+    try:
+        dfsq.save(quantize(net), path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
