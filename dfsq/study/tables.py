@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import ttest_1samp
 
 from ..convert import float_digest
 from ..sr.datasets import BENCHMARK_SETS
@@ -127,7 +127,7 @@ def absent(results):
 
 
 def losses(rows, images):
-    """Loss against float of each row, in dB, with a paired bootstrap interval over images.
+    """Loss against float of each row, in dB, with a paired interval over images.
 
     Parameters
     ----------
@@ -140,8 +140,8 @@ def losses(rows, images):
     -------
     pandas.DataFrame
         `rows` but for float and bicubic, with columns ``loss``, ``low`` and ``high``: the mean
-        of the images' differences, and the interval that holds 95% of the means over images
-        drawn anew, network and method being compared on the same images.
+        of the images' differences and its :func:`interval`, network and method being compared on
+        the same images.
     """
     psnr = {name: part.set_index("image").psnr for name, part in images.groupby("id")}
     full = rows[rows.method == "float"].set_index(["model", "dataset"]).id
@@ -177,38 +177,45 @@ def repeated(rows, images, repeats):
 
 
 def interval(values, level=0.95):
-    """Bootstrap percentile interval of a mean.
+    """Confidence interval of a mean, by Student's t distribution.
+
+    Of samples as small as the five images of Set5 a bootstrap percentile interval is too narrow: it
+    holds the mean of a normal distribution in some 85 of 100 cases, not in 95.
 
     Parameters
     ----------
     values : float array, shape (n,)
-        Two at least, or the interval is the value itself.
+    level : float
+        Share of the samples whose interval holds the mean, if values are drawn independently from
+        a normal distribution.
 
     Returns
     -------
     low, high : float
+        Infinite for a single value, which says nothing of how others differ from it.
+
+    Raises
+    ------
+    ValueError
+        If there are no values, or one is not finite.
 
     Examples
     --------
     >>> import numpy as np
     >>> from dfsq.study.tables import interval
     >>> low, high = interval(np.array([0.10, 0.12, 0.11, 0.30]))
-    >>> low < 0.1575 < high
-    True
+    >>> f"{low:.3f} {high:.3f}"
+    '0.006 0.309'
     """
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("an interval needs values, all of them finite")
+    if len(values) == 1:
+        return -np.inf, np.inf
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    result = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(result.low), float(result.high)
+    found = ttest_1samp(values, 0).confidence_interval(level)
+    return float(found.low), float(found.high)
 
 
 def by_dataset(rows, value, form, methods):
