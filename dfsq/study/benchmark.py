@@ -249,6 +249,8 @@ def standard_grid():
     cells += ablation_grid()
     for name in own:
         cells += grid([name], INGREDIENT_SETS, ingredients(name), [4])
+    for bits in ([3, 2], [6, 8]):  # on the small sets, which are soon done, first
+        cells += grid(own, INGREDIENT_SETS, core, bits)
     cells += grid(own, sets, core, [3, 2, 6, 8])
     return list(dict.fromkeys(cells))
 
