@@ -379,7 +379,7 @@ class CodebookQuantizer(ActivationQuantizer):
 class DynamicUniformQuantizer(ActivationQuantizer):
     """Uniform over [min, max] of each image and channel ([0, max] behind a ReLU).
 
-    A control: the same dynamic statistics as DFSQ, no codebook.
+    A control: dynamic like DFSQ, but between the extremes of the map, and with no codebook.
     """
 
     def __init__(self, bits, non_negative=False, layer=""):
