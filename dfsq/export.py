@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from .activations import ActivationQuantizer
 from .files import write_whole
@@ -46,22 +47,33 @@ def check_installed(packages=("onnx", "onnxscript")):
 
 
 class _Marked(nn.Module):
-    """A network whose output is NaN wherever PyTorch's quantizers would have raised an error."""
+    """A network whose outputs are NaN wherever PyTorch's quantizers would have raised an error."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, x):
-        return self.model(x) + 0 * x.sum((1, 2, 3), keepdim=True)
+        zero = 0 * x.sum((1, 2, 3))
+
+        def marked(y):
+            if y.shape[:1] != x.shape[:1]:
+                raise ValueError(
+                    "each output of a quantized network must have an entry for each image, but "
+                    f"one has the shape {tuple(y.shape)} for {len(x)} images"
+                )
+            return y + zero.view(-1, *[1] * (y.ndim - 1)) if y.is_floating_point() else y
+
+        return tree_map_only(torch.Tensor, marked, self.model(x))
 
 
 def export_onnx(model, path, *, channels=3):
     """Write a network to an ONNX file, float or quantized.
 
     The file's one input, ``input``, is a float32 map of shape (batch, channels, height, width), its
-    output ``output``; batch, height and width are free. The networks of ``dfsq.sr`` take and
-    give RGB in 0..1. How the network was quantized is in the file's metadata, as ``dfsq.config``.
+    output, or the first of several, ``output``; batch, height and width are free. The networks of
+    ``dfsq.sr`` take and give RGB in 0..1. How the network was quantized is in the file's metadata,
+    as ``dfsq.config``.
 
     Parameters
     ----------
@@ -78,14 +90,15 @@ def export_onnx(model, path, *, channels=3):
     ModuleNotFoundError
         Without the packages of the extra ``onnx``.
     ValueError
-        For a network that is not in float32, or that PyTorch cannot export.
+        For a network that is not in float32, or that PyTorch cannot export, or a quantized one with
+        an output that has no entry for each image.
     OSError
         If the file cannot be written.
 
     Notes
     -----
     A graph neither warns nor raises. In place of the errors of the quantizers, an image that holds
-    NaN or infinity gives an output of NaN throughout.
+    NaN or infinity gives outputs of NaN throughout.
 
     A quantized layer agrees with PyTorch's to 1e-5, given the same input. A deep quantized network
     as a whole agrees only as well as PyTorch does with itself in another memory layout, since

@@ -188,6 +188,41 @@ def test_nan_and_infinity_mark_their_image(quantized, exported):
         quantized(x)
 
 
+class Then(nn.Module):
+    """A convolution, and a function of its output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 4, 3, padding=1), function
+
+    def forward(self, x):
+        return self.function(self.conv(x))
+
+
+@pytest.mark.parametrize("function", [lambda y: y.mean((2, 3)), lambda y: (y.argmax(1), y.sum(1))])
+def test_outputs_that_are_no_map(function, tmp_path):
+    """They keep their shapes; NaN marks all but whole numbers, which know none."""
+    net = dfsq.quantize(Then(function).eval(), torch.rand(2, 3, 24, 24), progress=False)
+    dfsq.export_onnx(net, tmp_path / "x.onnx")
+    x = torch.rand(3, 3, 16, 20)
+    with torch.no_grad():
+        expected = net(x)
+    found = session(tmp_path / "x.onnx").run(None, {"input": x.numpy()})
+    for a, b in zip(found, expected if isinstance(expected, tuple) else [expected], strict=True):
+        assert a.shape == b.shape
+        assert np.isclose(a, b, atol=1e-4).mean() > 0.98  # a changed last bit may change a code
+    x[1, 0, 3, 4] = float("nan")
+    marked = session(tmp_path / "x.onnx").run(None, {"input": x.numpy()})[-1]
+    assert np.isfinite(marked).reshape(3, -1).all(1).tolist() == [True, False, True]
+    assert np.isnan(marked[1]).all()
+
+
+def test_an_output_without_a_batch_is_refused(tmp_path):
+    net = dfsq.quantize(Then(torch.mean).eval(), torch.rand(2, 3, 24, 24), progress=False)
+    with pytest.raises(ValueError, match=r"an entry for each image, but one has the shape \(\)"):
+        dfsq.export_onnx(net, tmp_path / "x.onnx")
+
+
 def test_what_the_file_says(quantized, exported, repository):
     model = onnx.load(exported)
     onnx.checker.check_model(model, full_check=True)
