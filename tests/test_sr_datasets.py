@@ -1,9 +1,12 @@
 """Photographs, folders of images, and what is drawn from them."""
 
 import socket
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dfsq.sr import datasets
@@ -59,6 +62,35 @@ def test_other_modes(tmp_path, mode):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_more_than_eight_bits(tmp_path, dtype):
     Image.fromarray(PIXELS[..., 0].astype(dtype) * 200).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match=r"image\.tif has more than 8 bits a channel"):
+        read_image(tmp_path / "image.tif")
+
+
+def write_png(path, image, kind):
+    """Of 16 bits a channel; Pillow writes greyscale only."""
+
+    def chunk(name, data):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    height, width = image.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(3, 2), (2, 4), (4, 6)])
+def test_more_than_eight_bits_in_colour_or_with_transparency(tmp_path, channels, kind):
+    write_png(tmp_path / "image.png", PIXELS[..., :channels].astype(np.uint16) * 200, kind)
+    with pytest.raises(ValueError, match=r"image\.png has more than 8 bits a channel"):
+        read_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}], ids=str)
+def test_more_than_eight_bits_in_a_tiff_in_colour(tmp_path, options):
+    deep = PIXELS[..., :3].astype(np.uint16) * 200
+    tifffile.imwrite(tmp_path / "image.tif", deep, photometric="rgb", **options)
     with pytest.raises(ValueError, match=r"image\.tif has more than 8 bits a channel"):
         read_image(tmp_path / "image.tif")
 

@@ -1,6 +1,7 @@
 """Photographs by name: those that come with the dependencies, or a folder of the user's."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +60,15 @@ def open_image(path):
     """Decode an image file whole, in its own mode; errors as for :func:`read_image`."""
     try:
         with Image.open(path) as image:
+            # of colours or transparency with 16 bits Pillow keeps the upper 8, and the mode is RGB
+            is_deep = re.search(";16[BLN]", str(image.tile))
             image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is damaged or cut short" if "truncated" in str(error) else "no known format"
         raise ValueError(f"{path} is not a readable image ({reason})") from None
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 255
+    if is_deep or image.mode.startswith(("I", "F")):  # Pillow would clip the latter to 255
         raise ValueError(f"{path} has more than 8 bits a channel; save it with 8 bits first")
     return image
 
