@@ -22,6 +22,7 @@ LAYERS = {
 def main(arguments=None):
     """Run a command; 0 on success, 2 with a one-line error otherwise."""
     options = _parser().parse_args(arguments)
+    from .sr.upscaling import NetworkError
     from .study.notebooks import NotebookError
 
     try:
@@ -31,7 +32,7 @@ def main(arguments=None):
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exit would fail again
         return 1
-    except (ValueError, OSError, FloatingPointError, NotebookError) as error:
+    except (ValueError, OSError, FloatingPointError, NetworkError, NotebookError) as error:
         print(f"dfsq: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -359,7 +360,7 @@ def _upscale(options):
     from . import load
     from .files import write_whole
     from .sr.datasets import open_image
-    from .sr.upscaling import upscale, upscale_photograph
+    from .sr.upscaling import running_on, upscale, upscale_photograph
     from .study.large import LARGE, has_parts, upscale_large
 
     config = _config(options)
@@ -385,7 +386,8 @@ def _upscale(options):
     for path, image in tqdm(images, "upscaling", unit="image"):
         is_large = image.width * image.height > LARGE and has_parts(model)
         how = partial(upscale_large, progress=True) if is_large else upscale
-        result = upscale_photograph(model, image, how)
+        with running_on(path, *image.size):
+            result = upscale_photograph(model, image, how)
         target = folder / f"{path.stem}_x{model.scale}_{width}.png"
         write_whole(target, partial(result.save, format="PNG"))
         tqdm.write(f"{target}  {result.width}x{result.height}")

@@ -122,6 +122,25 @@ def test_bad_images(photo, folder, capsys):
     assert not (folder / "out").exists()
 
 
+def test_images_that_a_network_does_not_take(tiny, photo, folder, capsys, monkeypatch):
+    forward = EDSR.forward
+
+    def picky(self, x):
+        if x.shape[3] % 16:
+            raise RuntimeError("the width must be a multiple of 16\nin a layer")
+        return forward(self, x)
+
+    monkeypatch.setattr(EDSR, "forward", picky)
+    message = "the network fails on {}, of {} pixels: the width must be a multiple of 16"
+    whole, half = message.format(photo, "40x24"), message.format("photo", "20x12")
+    assert error(capsys, "upscale", photo, "--bits", "32") == whole
+    assert error(capsys, "compare", ".", "--out", "out") == half
+    assert error(capsys, "bench", "--datasets", ".", "--methods", "float", "--out", "r") == half
+    monkeypatch.setattr(EDSR, "forward", lambda self, x: x.shape["width"])
+    with pytest.raises(TypeError):  # a mistake in a network's code is shown where it is
+        main(["upscale", str(photo), "--bits", "32"])
+
+
 @pytest.mark.parametrize("bits", [0, 1, 9, 33])
 def test_bad_bits(photo, capsys, bits):
     message = error(capsys, "upscale", photo, "--bits", bits)

@@ -1,11 +1,29 @@
 """A network applied to an image, or to a photograph of any common mode."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import nn
 
 from .imaging import imresize, to_image, to_tensor
+
+
+class NetworkError(RuntimeError):
+    """A network fails on an image."""
+
+
+@contextmanager
+def running_on(name, width, height):
+    """Within this, where a network runs, an error of PyTorch's names the image and its size."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise NetworkError(
+            f"the network fails on {name}, of {width}x{height} pixels: {reason}"
+        ) from error
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from ..histogram import edges_for
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
-from ..sr.upscaling import Bicubic, upscale
+from ..sr.upscaling import Bicubic, running_on, upscale
 from ..sr.zoo import is_user_function, trained_names, user_function
 from ..universal import universal_set
 from .devices import choose_device
@@ -166,7 +166,8 @@ def evaluate(model, pairs, on_image=None):
     rows = []
     with freed_memory_kept():
         for pair in pairs:
-            result = upscale(model, pair.lr)
+            with running_on(pair.name, *pair.lr.shape[1::-1]):
+                result = upscale(model, pair.lr)
             rows.append(
                 {
                     "image": pair.name,

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..files import write_whole
 from ..sr.datasets import check_images
 from ..sr.imaging import psnr_y, ssim_y
-from ..sr.upscaling import Bicubic, upscale
+from ..sr.upscaling import Bicubic, running_on, upscale
 from . import figures
 
 #: Side of the enlarged crop in LR pixels.
@@ -57,7 +57,8 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
     models = {"bicubic": Bicubic(scale), "float": float_model, "quantized": quantized_model}
     rows = []
     for pair in tqdm(pairs, "comparing", disable=not progress, unit="image"):
-        results = {name: upscale(model, pair.lr) for name, model in models.items()}
+        with running_on(pair.name, *pair.lr.shape[1::-1]):
+            results = {name: upscale(model, pair.lr) for name, model in models.items()}
         psnr = {name: psnr_y(result, pair.hr, scale) for name, result in results.items()}
         ssim = {name: ssim_y(result, pair.hr, scale) for name, result in results.items()}
         figure = figures.comparison(
