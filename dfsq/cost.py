@@ -23,7 +23,7 @@ FLOAT = 32
 #: for the range, a subtraction and a multiplication by a reciprocal to normalize.
 STATISTICS = 5
 #: Tensors of a file that belong to the inputs' quantizer.
-INPUTS = ("inputs", "inputs_count", "thresholds", "low", "high")
+INPUTS = ("inputs", "inputs_count", "thresholds", "shares", "low", "high")
 
 
 def operations(model, height, width):
@@ -124,8 +124,8 @@ def storage(model):
     -------
     pandas.DataFrame
         A row a layer: ``layer``; ``codes``, ``codebooks`` and ``scales`` of the weight, the float
-        values where it is not quantized; ``inputs``, the inputs' codebooks; ``bias``; ``total``;
-        ``float``, what the layer takes in float.
+        values where it is not quantized; ``inputs``, the inputs' codebooks and ranges; ``bias``;
+        ``total``; ``float``, what the layer takes in float.
     """
     summary(model)  # refuses other networks
     rows = []

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_convert import make_images, make_net, quantize
 from torch import nn
 
@@ -90,6 +91,29 @@ def test_a_file_is_hardly_larger_than_what_is_counted(tmp_path):
     biases = counted.bias.sum()  # they stay in the float network's file
     size = 8 * (tmp_path / "net.safetensors").stat().st_size
     assert size <= 1.05 * (counted.total.sum() - biases)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config.preset("dfsq-subset", 4, range_search=True),
+        Config.preset("free", 3),
+        Config.preset("dfsq-budget", 3),
+        Config.preset("static-channel-minmax", 4),
+    ],
+    ids=lambda config: f"{config.selector}-{config.normalization}",
+)
+def test_storage_is_what_the_files_tensors_take(net, config, tmp_path):
+    quantized = quantize(net, config)
+    dfsq.save(quantized, tmp_path / "net.safetensors")
+    tensors = load_file(tmp_path / "net.safetensors")
+    counted = cost.storage(quantized).set_index("layer")
+    sizes = dict.fromkeys(counted.index, 0)
+    for key, tensor in tensors.items():
+        layer, part = key.split("/")
+        if part != "bias":  # counted whether the file holds it or the float network's does
+            sizes[layer] += 8 * tensor.nbytes
+    assert (counted.total - counted.bias).to_dict() == sizes
 
 
 def test_only_weights(net):
