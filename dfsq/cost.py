@@ -45,6 +45,11 @@ def operations(model, height, width):
         ``log2`` of a channel's number of points; ``moved``, bits of inputs, weights and dynamic
         scales, each read once; ``statistics``, operations on inputs for dynamic normalization.
 
+    Raises
+    ------
+    ValueError
+        For a network that does not take an RGB image of that size.
+
     Examples
     --------
     >>> import dfsq
@@ -86,8 +91,14 @@ def operations(model, height, width):
         if isinstance(module, nn.Conv2d):
             module.activation = None
             module.register_forward_hook(observer(name))
-    with torch.no_grad():
-        counted(torch.empty(1, 3, height, width, device="meta"))
+    image = torch.empty(1, 3, height, width, device="meta", dtype=next(model.parameters()).dtype)
+    try:
+        with torch.no_grad():
+            counted(image)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network does not take an RGB image of {width}x{height} pixels: {error}"
+        ) from error
     return pd.DataFrame(rows)
 
 

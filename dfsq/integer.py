@@ -177,7 +177,7 @@ class IntegerConv2d(nn.Module):
         y = total * unit[:, :, None, None]
         if self.bias is not None:
             y += self.bias.double().numpy()[:, None, None]
-        return torch.from_numpy(y.astype(np.float32))
+        return torch.from_numpy(y.astype(np.float32)).to(x.dtype)
 
 
 def to_integer(model):

@@ -38,6 +38,18 @@ def test_operations_of_a_float_network(net):
     assert next(net.parameters()).device.type == "cpu"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_operations_are_the_same_in_any_type(net, dtype):
+    for made in (net, quantize(net, Config.preset("dfsq-subset", 4))):
+        expected = cost.operations(made, 10, 7)
+        pd.testing.assert_frame_equal(cost.operations(made.to(dtype), 10, 7), expected)
+
+
+def test_operations_are_those_on_a_colour_image():
+    with pytest.raises(ValueError, match="does not take an RGB image of 7x10 pixels: "):
+        cost.operations(make_net(channels=1), 10, 7)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_operations_of_a_quantized_network(net, bits):
     quantized = quantize(net, Config.preset("dfsq", bits))

@@ -96,6 +96,16 @@ def test_a_layer_agrees_with_the_emulation(preset, bits):
     assert (run(integer) - run(quantized)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_float_layers_behind_keep_their_type(dtype):
+    net = make_net().to(dtype)
+    quantized = quantize(net, Config.preset("dfsq-subset", 4))
+    x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(3)).to(dtype)
+    expected, found = run(quantized, x), run(to_integer(quantized), x)
+    assert found.dtype == expected.dtype == dtype
+    assert (found - expected).abs().max() <= 4 * max(torch.finfo(dtype).eps, 1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [
