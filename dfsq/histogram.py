@@ -155,8 +155,12 @@ class Histogram:
             added then).
         """
         if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().numpy()
+            values = values.detach().cpu()
+            # NumPy has no bfloat16
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         values = np.ascontiguousarray(values)
+        if values.dtype == np.float16:  # Numba has none
+            values = values.astype(np.float32)
         if values.ndim not in (3, 4) or values.shape[1] != self.channels:
             raise ValueError(
                 f"values must have shape (N, {self.channels}, ...), not {values.shape}"

@@ -67,6 +67,19 @@ def check_cells(edges, on, below):
         assert np.array_equal(histogram.count[0], expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_precision_is_exact(channels):
+    half = torch.rand(2, channels, 50).half()
+    expected, as_array, as_tensor, bfloat = (Histogram(channels) for _ in range(4))
+    expected.add(half.double())
+    as_array.add(half.numpy())
+    as_tensor.add(half)
+    assert np.array_equal(parts(as_array), parts(expected))
+    assert np.array_equal(parts(as_tensor), parts(expected))
+    bfloat.add(half.bfloat16())
+    assert bfloat.total.sum() == half.bfloat16().double().sum()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_cells_begin_on_their_edges(dtype):
     """A value on an edge belongs to the upper cell, the float just below it to the lower one.
