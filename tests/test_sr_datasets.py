@@ -290,7 +290,7 @@ def test_crops_of_a_folder_skip_images_that_are_too_small(folder):
         calibration_crops(folder)
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"size": 0}])
+@pytest.mark.parametrize("options", [{"count": 0}, {"size": 0}, {"scale": 0}])
 def test_bad_numbers(options):
-    with pytest.raises(ValueError, match="count and size must be at least 1"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} .*must be at least 1, not .*0"):
         calibration_crops(**options)

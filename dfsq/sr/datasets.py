@@ -235,6 +235,8 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     >>> len(crops), crops[0].shape, crops[0].dtype
     (4, (96, 96, 3), dtype('uint8'))
     """
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, not {scale!r}")
     size = CROP // scale if size is None else size
     if count < 1 or size < 1:
         raise ValueError(f"count and size must be at least 1, not {count!r} and {size!r}")
