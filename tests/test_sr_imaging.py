@@ -17,6 +17,7 @@ from dfsq.sr.imaging import (
     to_image,
     to_tensor,
 )
+from dfsq.sr.upscaling import Bicubic
 
 
 def random_image(*shape, seed=0):
@@ -239,3 +240,18 @@ def test_output_is_clipped_and_rounded():
     tensor = torch.tensor([-0.1, 1.2, 0.5 / 255, 0.499 / 255, 254.6 / 255, 1.0]).view(1, 1, 2, 3)
     expected = [[0, 255, 1], [0, 255, 255]]
     assert to_image(tensor.expand(1, 3, 2, 3))[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_image(value):
+    with pytest.raises(ValueError, match=r"one image has shape .* not \(2, 3, 4, 4\)"):
+        to_image(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="the image holds NaN or infinity"):
+        to_image(torch.full((1, 3, 4, 4), value))
+
+
+def test_bicubic_of_a_batch():
+    x = torch.rand(3, 3, 8, 6)
+    y = Bicubic(2)(x)
+    assert y.shape == (3, 3, 16, 12)
+    assert torch.equal(y[2:], Bicubic(2)(x[2:]))

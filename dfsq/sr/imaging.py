@@ -180,6 +180,10 @@ def to_tensor(image):
 
 
 def to_image(tensor):
-    """Tensor (1, 3, H, W) in 0..1, clipped and rounded to uint8 (H, W, 3)."""
+    """Tensor (1, 3, H, W) in 0..1, finite, clipped and rounded to uint8 (H, W, 3)."""
+    if tensor.ndim != 4 or len(tensor) != 1:
+        raise ValueError(f"one image has shape (1, 3, H, W), not {tuple(tensor.shape)}")
+    if not tensor.isfinite().all():
+        raise ValueError("the image holds NaN or infinity")
     array = tensor.detach()[0].permute(1, 2, 0).double().clamp(0, 1).cpu().numpy()
     return np.floor(array * 255 + 0.5).astype(np.uint8)

@@ -61,7 +61,7 @@ class Bicubic(nn.Module):
         self.unused = nn.Parameter(torch.zeros(()))  # carries device and type, as a network's do
 
     def forward(self, x):
-        return to_tensor(imresize(to_image(x), self.scale))
+        return torch.cat([to_tensor(imresize(to_image(y), self.scale)) for y in x.split(1)])
 
 
 def upscale_photograph(model, image, how=upscale):
