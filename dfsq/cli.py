@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-BITS_HELP = "bit-width of weights and activations, 2 to 8, or 32 for float (default: 4)"
+BITS_HELP = (
+    "bit-width of weights and activations, 2 to 8, or for upscale and export 32, the float network "
+    "(default: 4)"
+)
 QUANTIZES_NOTHING = "--bits 32 and the method float quantize nothing; give 2 to 8 bits"
 LAYERS = {
     "default": "body",
@@ -159,7 +162,10 @@ def _parser():
         "fields that differ (dfsq-exact:damping=0.1,sequential=true), float, bicubic, or "
         "FILE.py:FUNCTION (default: bicubic, float and all presets)",
     )  # fmt: skip
-    bench.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
+    bench.add_argument(
+        "--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2], metavar="BITS",
+        help="2 to 8 (default: 8 6 4 3 2)",
+    )  # fmt: skip
     bench.add_argument("--layers", **LAYERS)
     bench.add_argument(
         "--calibration", metavar="SOURCE",
@@ -269,6 +275,8 @@ def _parser():
 
 
 def _network_options(parser):
+    from .config import PRESETS
+
     parser.add_argument(
         "--model",
         default="edsr-x2",
@@ -285,13 +293,18 @@ def _network_options(parser):
     parser.add_argument("--bits", type=int, default=4, help=BITS_HELP)
     parser.add_argument("--layers", **LAYERS)
     parser.add_argument(
-        "--method", default="dfsq-exact", metavar="PRESET", help="(default: dfsq-exact)"
+        "--method",
+        default="dfsq-exact",
+        metavar="PRESET",
+        help=f"{', '.join(PRESETS)}, also with -w (weights only) or -a (activations only) appended "
+        "(default: dfsq-exact)",
     )
     parser.add_argument(
         "--calibration",
         default="photographs",
-        metavar="FOLDER",
-        help="folder of HR photographs to calibrate on (default: embedded photographs)",
+        metavar="SOURCE",
+        help="HR images to calibrate on: photographs (embedded), BSDS500/train, BSDS500/test, or a "
+        "folder (default: photographs)",
     )
     parser.add_argument(
         "--crops", type=int, default=32, help="number of calibration crops (default: 32)"
@@ -303,7 +316,10 @@ def _network_options(parser):
 
 def _quantized_option(parser):
     parser.add_argument(
-        "--quantized", metavar="FILE", help="a file of `dfsq quantize`, instead of --bits"
+        "--quantized",
+        metavar="FILE",
+        help="a file of `dfsq quantize` for the same --model; other options of quantizing are not "
+        "heeded then",
     )
 
 
@@ -312,6 +328,8 @@ def _config(options):
 
     if options.bits not in BITS:
         raise ValueError(f"--bits must be one of {', '.join(map(str, BITS))}, not {options.bits}")
+    if options.crops < 1:
+        raise ValueError(f"--crops must be at least 1, not {options.crops}")
     if options.bits == 32:
         return Config.preset("float")
     return Config.preset(options.method, options.bits, seed=options.seed)

@@ -117,6 +117,7 @@ def test_bad_images(photo, folder, capsys):
     assert "1x1 pixels; 8x8 at least" in error(capsys, "upscale", "one.png")
     assert "8 bits" in error(capsys, "upscale", "deep.png")
     assert "no such image: gone.png" in error(capsys, "upscale", "gone.png")
+    assert f"{folder} is not a readable image (Is a directory)" in error(capsys, "upscale", folder)
     # one bad image among good ones: found before any work
     assert "text.png" in error(capsys, "upscale", photo, "text.png", "--out", "out")
     assert not (folder / "out").exists()
@@ -147,8 +148,14 @@ def test_bad_bits(photo, capsys, bits):
     assert f"one of 2, 3, 4, 5, 6, 7, 8, 32, not {bits}" in message
 
 
+def test_bad_crops(photo, capsys):
+    assert "--crops must be at least 1, not 0" in error(capsys, "upscale", photo, "--crops", 0)
+
+
 def test_bad_models(photo, folder, capsys):
     assert "there are edsr-x2" in error(capsys, "upscale", photo, "--model", "edsr")
+    (folder / "net.py").touch()
+    assert "or FILE.py:FUNCTION" in error(capsys, "upscale", photo, "--model", "net.py")
     whole = WEIGHTS_FOLDER / "edsr-x2.safetensors"
     (folder / "cut.safetensors").write_bytes(whole.read_bytes()[:100_000])
     assert "cut.safetensors is damaged" in error(

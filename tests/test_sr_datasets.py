@@ -113,6 +113,12 @@ def test_truncated_files(tmp_path, suffix, part):
         read_image(path)
 
 
+def test_more_pixels_than_pillow_reads(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"b\.png is too large: .*620 pixels.* limit of 200"):
+        read_image(folder / "b.png")
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such image"):
         read_image(tmp_path / "image.png")

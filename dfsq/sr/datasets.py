@@ -65,8 +65,11 @@ def open_image(path):
             image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large: {error}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         reason = "it is damaged or cut short" if "truncated" in str(error) else "no known format"
+        reason = getattr(error, "strerror", None) or reason  # a folder, or no right to read it
         raise ValueError(f"{path} is not a readable image ({reason})") from None
     if is_deep or image.mode.startswith(("I", "F")):  # Pillow would clip the latter to 255
         raise ValueError(f"{path} has more than 8 bits a channel; save it with 8 bits first")

@@ -100,7 +100,7 @@ def load_model(name, *, value_range=None):
             raise ValueError("value_range goes with a file of weights, not with a function")
         return _user_model(name)
     path = Path(name)
-    if not path.is_file():
+    if not path.is_file() or path.suffix == ".py":
         raise ValueError(
             f"unknown model {str(name)!r}; there are {', '.join(model_names())}, "
             "or give a file of weights, or FILE.py:FUNCTION"
