@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +49,20 @@ def _cache_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFSQ_CACHE", str(tmp_path_factory.mktemp("dfsq-cache")))
         yield
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """Modules whose files a test has written, and the path to them, are forgotten after it.
+
+    ``sys.modules`` stays the same dict: with another in its place, imports within imports fail.
+    """
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name, module in [*sys.modules.items()]:
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 
 import numpy as np
 import pandas as pd
@@ -149,7 +148,7 @@ def test_with_mean(networks, photos, tmp_path):
 
 
 @pytest.fixture
-def page(repository, photos, tmp_path, monkeypatch):
+def page(repository, photos, tmp_path, monkeypatch, own_modules):
     """Text of the page, its files in the current folder, and beside them the photographs."""
     text = (repository / "book" / "contributing.md").read_text()
     files = re.findall(r"```\{code-block\} python\n:caption: (\S+)\n\n(.*?)```", text, re.S)
@@ -157,8 +156,6 @@ def page(repository, photos, tmp_path, monkeypatch):
     for name, code in files:
         (tmp_path / name).write_text(code)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     return text
 
 

@@ -276,10 +276,8 @@ def build():
 
 
 @pytest.fixture
-def users(tmp_path, monkeypatch):
+def users(tmp_path, own_modules):
     """A function to write a file of a user's, beside a file that it imports."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     (tmp_path / "neighbour.py").write_text("SHARPNESS = 0.05")
 
     def write(text, name="mine.py"):
