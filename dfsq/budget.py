@@ -3,7 +3,8 @@
 The exact selector yields a channel's least error for every number of points in one pass
 (:func:`dfsq.selection.error_curves`). Counted in the units of the network's output, the errors of
 all channels of all layers can be traded against each other: of all choices whose mean of
-``log2(points)`` is the budget, the one of least total error is found by a Lagrange multiplier.
+``log2(points)`` keeps to the budget, one of nearly the least total error is found by a Lagrange
+multiplier.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ MORE_BITS = 2
 
 
 def allocate(errors, sizes, bits):
-    """Numbers of points of least total error under an average width.
+    """Numbers of points of nearly least total error under an average width.
 
     Parameters
     ----------
@@ -37,12 +38,13 @@ def allocate(errors, sizes, bits):
     -----
     For a multiplier ``l`` each channel takes the points of least ``error + l * size * log2(k)``;
     the least multiplier that keeps to the budget is found by bisection, and what is left of the
-    budget then goes, point by point, to where it takes away the most error for its bits.
+    budget then goes, point by point, to where it takes away the most error for its bits. Choices
+    off the convex hull of errors and bits are reached by that last step only.
 
     Raises
     ------
     ValueError
-        For a budget below 1 bit, or arrays that do not fit.
+        For a budget below 1 bit, arrays that do not fit, or errors that are not finite.
 
     Examples
     --------
@@ -55,6 +57,8 @@ def allocate(errors, sizes, bits):
     errors, sizes = np.asarray(errors, dtype=float), np.asarray(sizes, dtype=float)
     if errors.ndim != 2 or errors.shape[1] < 2 or sizes.shape != errors.shape[:1]:
         raise ValueError(f"errors and sizes do not fit: shapes {errors.shape} and {sizes.shape}")
+    if not np.isfinite(errors).all():
+        raise ValueError("errors must be finite; they hold NaN or infinity")
     if not bits >= 1:
         raise ValueError(f"bits must be at least 1, not {bits!r}")
     width = np.log2(np.arange(2, errors.shape[1] + 1))
@@ -111,7 +115,8 @@ def sensitivities(model, names, batches, images=4):
     -------
     dict of str to float
         Squared deviation at the network's output over the squared noise at the layer's, a
-        hundredth of the layer's own output.
+        hundredth of the layer's own output; times the share that the layer's pixels are of those
+        of the largest layer, so that an error a pixel counts as often as there are pixels.
 
     Raises
     ------
@@ -122,6 +127,7 @@ def sensitivities(model, names, batches, images=4):
     generator = torch.Generator().manual_seed(0)
     added = dict.fromkeys(names, 0.0)
     moved = dict.fromkeys(names, 0.0)
+    pixels = dict.fromkeys(names, 0)
     for batch in batches[:images]:
         batch = batch.to(first.device, first.dtype)
         clean = model(batch)
@@ -134,7 +140,9 @@ def sensitivities(model, names, batches, images=4):
 
             def disturb(module, arguments, result, name=name):
                 noise = torch.randn(result.shape, generator=generator, device="cpu").to(result)
-                noise *= 0.01 * result.std()
+                spread, most = result.std() if result.numel() > 1 else 0, result.abs().max()
+                noise *= 0.01 * (spread if spread > 1e-6 * most else most)  # that of a constant
+                pixels[name] += result[:, 0].numel()
                 added[name] += float(noise.double().square().sum())
                 return result + noise
 
@@ -143,7 +151,11 @@ def sensitivities(model, names, batches, images=4):
                 moved[name] += float((model(batch) - clean).double().square().sum())
             finally:
                 hook.remove()
-    return {name: moved[name] / added[name] if added[name] else 0.0 for name in names}
+    largest = max(pixels.values())
+    return {
+        name: moved[name] / added[name] * (pixels[name] / largest) if added[name] else 0.0
+        for name in names
+    }
 
 
 def plan(model, configs, calibration):

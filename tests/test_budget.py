@@ -1,5 +1,6 @@
 """Budgeted widths: the error curves, the allocation, the plan of a network."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -107,10 +108,11 @@ def test_all_points_where_the_budget_allows():
         (np.ones((2, 4)), np.ones(3), 2),
         (np.ones(4), np.ones(4), 2),
         (np.ones((2, 4)), np.ones(2), 0),
+        (np.array([[4, 2, 1], [np.nan, np.nan, np.nan]]), np.ones(2), 2),
     ],
 )
 def test_bad_allocations(errors, sizes, bits):
-    with pytest.raises(ValueError, match=r"do not fit|at least 1"):
+    with pytest.raises(ValueError, match=r"do not fit|at least 1|must be finite"):
         allocate(errors, sizes, bits)
 
 
@@ -136,6 +138,49 @@ def test_sensitivity_of_a_linear_network_is_its_gain():
     assert gains["0"] == pytest.approx(9, rel=1e-3)
     assert gains["1"] == pytest.approx(1, rel=1e-3)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def two_resolutions():
+    """A convolution at full resolution, and one at a quarter of it."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(4), nn.Conv2d(8, 8, 3, padding=1)]
+    torch.manual_seed(0)
+    return nn.Sequential(*layers, nn.Upsample(scale_factor=4), nn.Conv2d(8, 3, 3, padding=1)).eval()
+
+
+def test_sensitivity_counts_the_pixels_of_a_layer():
+    """An error a pixel weighs the same at a quarter of the resolution, brought up again."""
+    first, second = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    second.weight.data.fill_(2.0)
+    net = nn.Sequential(first, nn.AvgPool2d(4), second, nn.Upsample(scale_factor=4))
+    gains = sensitivities(net, ["0", "2"], [torch.rand(1, 1, 160, 160)])
+    assert gains["0"] == pytest.approx(2**2 / 16, rel=0.2)
+    assert gains["2"] == pytest.approx(1, rel=1e-3)
+
+
+def test_predicted_errors_of_two_resolutions_are_in_one_unit():
+    net, x = two_resolutions(), images(4, 32)
+    config = dfsq.Config.preset("dfsq-points-a", 4, error_units="output")
+    calibration = calibrate(net, x, config, progress=False)
+    gains = sensitivities(net, list(calibration.layers), calibration.batches)
+    ratios = []
+    for name, layer in calibration.layers.items():
+        made = dfsq.quantize(net, calibration, replace(config, layers=(name,)), progress=False)
+        points = made.get_submodule(name).activation.points
+        error = [layer.histogram.squared_error(p, c) for c, p in enumerate(points)]
+        norms = net.get_submodule(name).weight.square().sum((0, 2, 3)).numpy(force=True)
+        predicted = gains[name] * (norms @ error) / layer.values_seen
+        with torch.no_grad():
+            ratios.append(float((made(x) - net(x)).square().sum()) / predicted)
+    assert max(ratios) < 3 * min(ratios)  # of 16 times as many pixels
+
+
+def test_a_layer_without_spread_has_a_gain():
+    """An output of one value, and one that is constant; both have no standard deviation."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 1, 1, bias=False))
+    net[1].weight.data.fill_(3.0)
+    for side in (3, 5):
+        gains = sensitivities(net, ["0", "1"], [torch.ones(1, 1, side, side)])
+        assert gains == pytest.approx({"0": 9, "1": 1}, rel=1e-3)
 
 
 def test_sensitivities_are_drawn_on_the_cpu():
