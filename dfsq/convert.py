@@ -153,8 +153,8 @@ def quantize(model, images, config=None, *, progress=True):
     ------
     ValueError
         For weights or images with NaN, images the network does not take, patterns that match
-        no convolution, a convolution whose class has a forward pass of its own or whose weight
-        is computed in a hook.
+        no convolution, a network that is quantized already, a convolution that has a forward pass
+        of its own or a forward hook.
 
     Notes
     -----
@@ -183,7 +183,8 @@ def quantize(model, images, config=None, *, progress=True):
     True
     """
     config = Config() if config is None else config
-    if isinstance(getattr(model, "quantization", None), Quantization):
+    known = isinstance(getattr(model, "quantization", None), Quantization)
+    if known or any(isinstance(module, QuantConv2d) for module in model.modules()):
         raise ValueError("the network is quantized already; give the float one")
     for name, conv in find_layers(model, config).items():
         check_replaceable(name, conv)
@@ -472,10 +473,13 @@ def check_replaceable(name, conv):
             f"layer {name!r} computes its weight in a hook, as torch.nn.utils.weight_norm has it; "
             "remove that before quantization, as by torch.nn.utils.remove_weight_norm"
         )
-    if isinstance(conv, QuantConv2d):
-        return
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        raise ValueError(
+            f"layer {name!r} has a forward hook, which quantization would leave out; remove it, or "
+            "exclude the layer"
+        )
     for method in ("forward", "_conv_forward"):
-        if getattr(kind, method) is not getattr(nn.Conv2d, method):
+        if method in vars(conv) or getattr(kind, method) is not getattr(nn.Conv2d, method):
             raise ValueError(
                 f"layer {name!r} is a {kind.__name__} with a {method} of its own, which "
                 "quantization would leave out; exclude it, or put an nn.Conv2d in its place"
@@ -494,12 +498,25 @@ def copied(model):
 
 
 def replace_layer(model, name, module):
-    """Put a module in the place of another, wherever in the network that one is used."""
+    """Put a module in the place of another, wherever in the network that one is used.
+
+    Also in lists, tuples and dicts that are attributes, through which a network may call it.
+    """
     old = model.get_submodule(name)
     for parent in list(model.modules()):
-        for child, present in parent._modules.items():
-            if present is old:
-                setattr(parent, child, module)
+        _put(vars(parent), old, module)
+
+
+def _put(value, old, new):
+    """A value with `new` in the place of `old`; lists and dicts are changed in place."""
+    if value is old:
+        return new
+    if type(value) is tuple:
+        return tuple(_put(part, old, new) for part in value)
+    if isinstance(value, (list, dict)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            value[key] = _put(value[key], old, new)
+    return value
 
 
 def summary(model):

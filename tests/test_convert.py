@@ -338,6 +338,33 @@ def test_a_convolution_used_in_two_places(tmp_path):
     assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", net)), run(quantized))
 
 
+class Listed(Net):
+    """A network that calls its convolutions through attributes that are no modules."""
+
+    def __init__(self):
+        super().__init__()
+        first, relu, second = self.body
+        self.called = {"first": [(first, relu)], "second": second}
+
+    def forward(self, x):
+        y = x = self.head(x)
+        for part in (*self.called["first"][0], self.called["second"]):
+            y = part(y)
+        return self.tail(x + y)
+
+
+@pytest.mark.parametrize("name", ["dfsq-points", "dfsq-exact", "dfsq-budget"])
+def test_convolutions_in_plain_containers(net, name, tmp_path):
+    own = Listed().eval()
+    own.load_state_dict(net.state_dict())
+    config = Config.preset(name, 2)
+    quantized = quantize(own, config)
+    assert torch.equal(run(quantized), run(quantize(net, config)))
+    assert not torch.equal(run(quantized), run(own))
+    dfsq.save(quantized, tmp_path / "net.safetensors")
+    assert torch.equal(run(dfsq.load(tmp_path / "net.safetensors", own)), run(quantized))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("words", [3, 4])
 def test_other_precisions(net, dtype, words):
@@ -407,6 +434,29 @@ def test_convolutions_with_a_forward_pass_of_their_own(net, kind, tmp_path):
     assert isinstance(quantize(own, Config(exclude="body.2")).body[2], kind)
 
 
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_convolutions_with_hooks(net, kind, tmp_path):
+    dfsq.save(quantize(net), tmp_path / "net.safetensors")
+    hook = getattr(net.body[2], kind)(lambda *_: None)
+    message = r"layer 'body\.2' has a forward hook, .*; remove it, or exclude the layer"
+    with pytest.raises(ValueError, match=message):
+        quantize(net)
+    with pytest.raises(ValueError, match=message):
+        dfsq.load(tmp_path / "net.safetensors", net)
+    quantize(net, Config(exclude="body.2"))
+    hook.remove()
+    quantize(net)
+
+
+@pytest.mark.parametrize("method", ["forward", "_conv_forward"])
+def test_a_convolution_whose_forward_pass_is_replaced(net, method):
+    setattr(net.body[2], method, getattr(net.body[2], method))
+    with pytest.raises(
+        ValueError, match=rf"layer 'body\.2' is a Conv2d with a {method} of its own"
+    ):
+        quantize(net)
+
+
 def test_convolutions_that_are_plain_ones_by_another_name(net):
     expected = run(quantize(net))
     own = make_net()
@@ -415,8 +465,6 @@ def test_convolutions_that_are_plain_ones_by_another_name(net):
     assert torch.equal(run(quantize(own)), expected)
     parametrizations.weight_norm(own.body[0])
     assert (run(quantize(own)) - expected).abs().max() < 0.1
-    nested = nn.Sequential(quantize(net))  # which does not say that it is quantized
-    assert isinstance(quantize(nested, Config(layers="*")).get_submodule("0.head"), QuantConv2d)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -444,6 +492,8 @@ def test_weights_that_a_hook_computes(net, tmp_path):
 def test_networks_that_cannot_be_quantized(net):
     with pytest.raises(ValueError, match="quantized already; give the float one"):
         quantize(quantize(net))
+    with pytest.raises(ValueError, match="quantized already; give the float one"):
+        quantize(nn.Sequential(quantize(net)), Config(layers="*"))  # which does not say so itself
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         quantize(nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"put it into an nn\.Sequential"):
