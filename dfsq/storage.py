@@ -4,9 +4,11 @@ A safetensors file with, for each layer, ``codes`` (of the weight, packed row by
 the channel's number of points), the ``points`` and ``scale`` of its codebooks, the ``inputs``' own
 codebooks, the ``shares`` of the range that these span where it was searched, and the ``bias`` (or
 float ``weight``) where it was fitted. Points of a universal set are indices into the set. The float
-parts are not in the file: :func:`load` takes them from the float network.
+parts are not in the file: :func:`load` takes them from the float network. The metadata hold the
+configuration, the layer map and a checksum of all that is in the file.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,7 @@ from safetensors.torch import save as serialized
 from torch import nn
 
 from .activations import CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer
+from .calibration import digest_of
 from .config import Config
 from .convert import (
     LayerReport,
@@ -34,7 +37,7 @@ from .packing import pack, packed_bytes, unpack
 from .universal import universal_set
 from .weights import QuantizedWeight
 
-FILE_FORMAT = "dfsq-3"
+FILE_FORMAT = "dfsq-4"
 
 
 def save(model, path):
@@ -81,6 +84,7 @@ def save(model, path):
         "float_digest": record.float_digest,
     }
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    metadata["checksum"] = _checksum(tensors, metadata)
     # save_file makes a file that no other user can read
     content = serialized(tensors, metadata)
     write_whole(path, lambda temporary: temporary.write_bytes(content))
@@ -104,7 +108,8 @@ def load(path, model):
     Raises
     ------
     ValueError
-        If the file is damaged, of another kind, or does not fit the network; the layer is named.
+        If the file is damaged, of another kind, or does not fit the network; a layer that does not
+        is named.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,6 +124,9 @@ def load(path, model):
         raise ValueError(
             f"{path} is not a quantized network of format {FILE_FORMAT}; dfsq.save writes those"
         )
+    checksum = metadata.pop("checksum", None)
+    if checksum != _checksum(tensors, metadata):
+        raise ValueError(f"{path} is damaged: its content does not have its checksum")
     config = Config.from_json(metadata["config"])
     quantized = copied(model)
     modules = dict(quantized.named_modules())
@@ -146,11 +154,7 @@ def load(path, model):
             for key, part in tensors.items()
             if key.startswith(prefix)
         }
-        try:
-            made = _read(conv, entry, parts, config, report)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: layer {name!r}: {error}") from None
-        replace_layer(quantized, name, made)
+        replace_layer(quantized, name, _read(conv, entry, parts, config, report))
     if metadata["float_digest"] != float_digest(model):
         raise ValueError(
             f"{path} was made from other weights of this network; load those it was made from"
@@ -159,6 +163,14 @@ def load(path, model):
         config, reports, metadata["calibration_digest"], metadata["float_digest"]
     )
     return quantized
+
+
+def _checksum(tensors, metadata):
+    """SHA-256 over tensors with their names and types, and over the other metadata."""
+    tensors = dict(sorted(tensors.items()))
+    types = {key: str(tensor.dtype) for key, tensor in tensors.items()}
+    text = json.dumps([types, metadata, digest_of(tensors.values())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sets(config, report):

@@ -97,7 +97,7 @@ def test_files_of_another_kind(net, path):
     with pytest.raises(ValueError, match="damaged or no safetensors file"):
         dfsq.load(path, net)
     save_file(net.state_dict(), path)
-    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-3; dfsq\.save"):
+    with pytest.raises(ValueError, match=r"not a quantized network of format dfsq-4; dfsq\.save"):
         dfsq.load(path, net)
     with pytest.raises(FileNotFoundError, match="no such file"):
         dfsq.load(path.with_name("other.safetensors"), net)
@@ -209,12 +209,12 @@ def test_levels_a_step_of_one_apart(points):
     [
         ("codes", lambda part: part[:-1]),
         ("codes", None),
-        ("points", lambda part: part[:-1]),
-        ("inputs", lambda part: part.new_full(part.shape, 255)),
-        ("scale", None),
+        ("scale", lambda part: part.nextafter(part + 1)),
+        ("scale", lambda part: part[:, None]),
+        ("inputs", lambda part: part.view(torch.int8)),
     ],
 )
-def test_a_part_that_is_damaged_is_named(net, path, key, change):
+def test_a_tensor_that_is_damaged(net, path, key, change):
     dfsq.save(quantize(net, Config.preset("dfsq-subset", 3)), path)
     tensors = load_file(path)
     with dfsq.storage.safe_open(path, framework="pt") as file:
@@ -223,5 +223,19 @@ def test_a_part_that_is_damaged_is_named(net, path, key, change):
     if change is not None:
         tensors[f"body.0/{key}"] = change(part)
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=r"is damaged: layer 'body\.0'"):
+    with pytest.raises(ValueError, match="is damaged"):
         dfsq.load(path, net)
+
+
+def test_any_bit_that_is_flipped_is_noticed(net, path):
+    """In the tensors, in their names and types, and in the metadata."""
+    dfsq.save(quantize(net, Config.preset("dfsq-subset", 3)), path)
+    content = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(8 * len(content), size=300).tolist():
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged|not a quantized network"):
+            dfsq.load(path, net)
+        content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+    dfsq.load(path, net)
