@@ -61,10 +61,12 @@ def center_max_statistics(x, non_negative=False):
         # torch's exporter drops the type of a sum, not that of a map
         summed = x.double() if torch.compiler.is_exporting() else x
         mean = summed.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+    limits = torch.finfo(x.dtype)
+    epsilon = max(EPSILON, limits.tiny * limits.eps)  # the least number of float16 is larger
     if non_negative:
-        return low, high, torch.zeros_like(low), torch.maximum(high, -low) + EPSILON
+        return low, high, torch.zeros_like(low), torch.maximum(high, -low) + epsilon
     # rounding is monotonic, so this is max|x - mean| to the last bit, without another map
-    return low, high, mean, torch.maximum(high - mean, mean - low) + EPSILON
+    return low, high, mean, torch.maximum(high - mean, mean - low) + epsilon
 
 
 # On a CPU, few passes over memory: three for the statistics, faster than one whose comparisons the
@@ -111,7 +113,7 @@ def _look_up(x, offset, scale, table, levels, out):
 
 def _planes(x):
     """A tensor as an array of shape (N, C, H*W)."""
-    return x.detach().contiguous().view(*x.shape[:2], -1).numpy()
+    return x.detach().contiguous().flatten(2).numpy()
 
 
 @torch.library.custom_op("dfsq::extremes_and_mean", mutates_args=(), device_types="cpu")
@@ -299,9 +301,10 @@ class CodebookQuantizer(ActivationQuantizer):
         width = max(len(p) for p in points)
         if width > 256:
             raise ValueError(f"a codebook has at most 256 points, not {width}")
-        # on the CPU, whatever the default device: a quantizer is moved once it is complete
-        levels = torch.zeros(len(points), width, device="cpu")
-        padded = torch.full((len(points), width - 1), float("inf"), device="cpu")
+        # whatever the defaults are; a quantizer is moved once it is complete
+        kind = {"dtype": torch.float32, "device": "cpu"}
+        levels = torch.zeros(len(points), width, **kind)
+        padded = torch.full((len(points), width - 1), float("inf"), **kind)
         for c, (p, t) in enumerate(zip(points, thresholds, strict=True)):
             if len(t) != len(p) - 1 or np.any(np.diff(t) < 0):
                 raise ValueError(f"channel {c}: thresholds must be sorted, one fewer than points")
@@ -342,7 +345,7 @@ class CodebookQuantizer(ActivationQuantizer):
             return _of_channel(self.table, cell.long()).long()
         if torch.compiler.is_exporting():  # ONNX has no such search
             return _bisect(self.thresholds, z)
-        by_channel = z.transpose(0, 1).reshape(z.shape[1], -1)
+        by_channel = z.transpose(0, 1).flatten(1)
         codes = torch.searchsorted(self.thresholds, by_channel.contiguous(), right=True)
         return codes.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
@@ -434,8 +437,9 @@ def static_range(values, bits, method, percentile=99.9):
         all of its values will do.
     bits : int
     method : {"minmax", "percentile", "mse"}
-        All of it; from the ``100 - percentile`` to the ``percentile`` quantile; or, of 80 ranges
-        shrunk evenly from the whole, the one of least squared error.
+        All of it; from the ``100 - percentile`` quantile, or the least value where none is
+        negative, to the ``percentile`` quantile; or, of 80 ranges shrunk evenly from the whole,
+        the one of least squared error.
 
     Returns
     -------

@@ -150,7 +150,7 @@ class IntegerConv2d(nn.Module):
         -------
         int64 array, shape (N, O, H', W')
         """
-        by_channel = codes.transpose(0, 1).reshape(codes.shape[1], -1)
+        by_channel = codes.transpose(0, 1).flatten(1)
         q = self.points.gather(1, by_channel).view(codes.shape[1], codes.shape[0], *codes.shape[2:])
         q = q.transpose(0, 1).contiguous().numpy()
         size = [

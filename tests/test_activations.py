@@ -76,6 +76,16 @@ def test_normalization_of_a_constant_map():
     assert not center_max(torch.zeros(1, 1, 8, 8), non_negative=True)[0].any()
 
 
+@pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_normalization_of_a_constant_map_in_other_types(dtype, non_negative):
+    """In float16 the 1e-8 is 0."""
+    x = torch.full((1, 1, 8, 8), 0.0 if non_negative else 3.25, dtype=dtype)
+    z, offset, scale = center_max(x, non_negative)
+    assert not z.any()
+    assert torch.equal(z * scale + offset, x)
+
+
 # --- codebooks ---
 
 
@@ -349,6 +359,27 @@ def test_a_cast_leaves_the_codebooks(kind, dtype):
     for name, buffer in quantizer.named_buffers():
         assert buffer.is_meta
         assert name not in before or buffer.dtype == before[name].dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_default_type(dtype):
+    points = random_points(3, 16, np.random.default_rng(0))
+    expected = CodebookQuantizer(points)
+    try:
+        torch.set_default_dtype(dtype)
+        made = CodebookQuantizer(points)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, buffer in expected.named_buffers():
+        assert made.get_buffer(name).dtype == buffer.dtype
+        assert torch.equal(made.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("words", [3, 4])
+def test_a_batch_of_no_images(words):
+    points = random_points(3, 4, np.random.default_rng(0), universal_set(words=words))
+    x = torch.rand(0, 3, 8, 9)
+    assert CodebookQuantizer(points)(x).shape == x.shape
 
 
 @pytest.mark.parametrize("kind", ["codebook", "off the grid", "static"])
