@@ -1,5 +1,8 @@
 """Threads of a CPU: numba's beside PyTorch's."""
 
+import os
+import sys
+from contextlib import suppress
 from functools import cache, wraps
 
 import numba
@@ -18,6 +21,20 @@ def start_threads():
     torch.set_num_threads(count)
 
 
+_unusable = False
+
+
+def _after_fork():
+    """Note that GNU's OpenMP has run in the parent, and would end this process."""
+    global _unusable
+    with suppress(ValueError):  # where no threads have been started
+        _unusable = numba.threading_layer() == "omp"
+
+
+if sys.platform == "linux":
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def parallel(**options):
     """Decorate a kernel for numba, to run on all of its threads.
 
@@ -32,6 +49,11 @@ def parallel(**options):
 
         @wraps(function)
         def called(*arguments):
+            if _unusable:
+                raise RuntimeError(
+                    "this process was forked from one that has run dfsq, whose threads it cannot "
+                    "use; start it by multiprocessing's method 'spawn', not 'fork'"
+                )
             start_threads()
             return kernel(*arguments)
 

@@ -181,3 +181,9 @@ def test_a_map_smaller_than_the_kernel():
     quantized = quantize(nn.Sequential(nn.Conv2d(3, 3, 5)), Config.preset("dfsq-subset", 4))
     with pytest.raises(ValueError, match="a map of 4x20 is smaller than the kernel"):
         run(to_integer(quantized), torch.rand(1, 3, 4, 20))
+
+
+def test_a_batch_of_no_images():
+    quantized = quantize(make_net(), Config.preset("dfsq-subset", 4))
+    none = torch.rand(0, 3, 16, 16)
+    assert run(to_integer(quantized), none).shape == run(quantized, none).shape
