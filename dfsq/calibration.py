@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .activations import center_max
+from .config import body_layers
 from .histogram import Histogram, edges_for
 from .memory import freed_memory_kept
 from .universal import universal_set
@@ -29,6 +31,7 @@ class _Spill:
 
     def __init__(self):
         self.path = Path(tempfile.mkdtemp(prefix="dfsq-"))
+        self.numbers = count()  # of files, as a layer's name may be none
         self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
@@ -123,6 +126,11 @@ class _Observer:
         self.inputs = []
 
     def __call__(self, module, arguments):
+        if not arguments or arguments[0].ndim == 3:
+            raise ValueError(
+                f"layer {self.name!r} must be called with one map of shape (N, C, H, W), as "
+                "conv(x), not with a keyword or an image of shape (C, H, W)"
+            )
         if self.violated or arguments[0].shape[1] != module.in_channels:
             return  # the latter the convolution itself refuses
         x = arguments[0].detach().float()
@@ -144,7 +152,7 @@ class _Observer:
         add_normalized({1.0: self.histogram}, x, self.non_negative, self.error_units)
         if self.spill is not None:
             for image in x.cpu().contiguous().numpy():
-                path = self.spill.path / f"{self.name}-{len(self.inputs)}.npy"
+                path = self.spill.path / f"{next(self.spill.numbers)}.npy"
                 np.save(path, image)
                 self.inputs.append(path)
 
@@ -251,7 +259,7 @@ def find_layers(model, config):
         raise ValueError("the network has no nn.Conv2d to quantize")
     if "" in convolutions:
         raise ValueError("the network is a convolution itself; put it into an nn.Sequential")
-    layers = config.layers or getattr(model, "body_layers", ("*",))
+    layers = config.layers or body_layers(model, ("*",))
     fields = {
         "layers": layers,
         "exclude": config.exclude,

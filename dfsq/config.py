@@ -169,12 +169,7 @@ class Config:
             value = getattr(self, name)
             if value is None and name != "exclude":
                 continue
-            patterns = (value,) if isinstance(value, str) else value
-            if not isinstance(patterns, (tuple, list)) or not all(
-                isinstance(pattern, str) for pattern in patterns
-            ):
-                raise ValueError(f"{name} must be name patterns, such as 'body.*', not {value!r}")
-            object.__setattr__(self, name, tuple(patterns))
+            object.__setattr__(self, name, _patterns(name, value))
         if not isinstance(self.universal, str):
             object.__setattr__(self, "universal", universal_words(self.universal))
         if self.universal != "dfsq" and self.words == 4:
@@ -309,6 +304,21 @@ class Config:
         return cls(**values)
 
 
+def _patterns(name, value):
+    """Name patterns as a tuple of str; a single str is one."""
+    patterns = (value,) if isinstance(value, str) else value
+    if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, str) for p in patterns):
+        raise ValueError(f"{name} must be name patterns, such as 'body.*', not {value!r}")
+    return tuple(patterns)
+
+
+def body_layers(model, default=None):
+    """Name patterns in a network's attribute ``body_layers``, `default` if it has none."""
+    if not hasattr(model, "body_layers"):
+        return default
+    return _patterns("layers, or the network's body_layers,", model.body_layers)
+
+
 def with_all_layers(config, model, outer_bits=8):
     """The configuration for all layers of a network: its body as before, the others at 8 bits.
 
@@ -330,7 +340,8 @@ def with_all_layers(config, model, outer_bits=8):
     Raises
     ------
     ValueError
-        For a network without ``body_layers``, if `config` names no layers either.
+        For a network without ``body_layers``, if `config` names no layers either; for `outer_bits`
+        that the method of `config` does not have.
 
     Notes
     -----
@@ -338,16 +349,22 @@ def with_all_layers(config, model, outer_bits=8):
     leaves an eighth of the half range between its last two points, which suits the tails of a
     layer's inputs, but not pixels, of which many lie there.
     """
-    body = config.layers or getattr(model, "body_layers", None)
+    body = config.layers or body_layers(model)
     if not body:
-        raise ValueError("the network names no body_layers; give overrides instead")
+        raise ValueError(
+            "the network names no body_layers; give it an attribute body_layers, the name patterns "
+            "of the convolutions of its body"
+        )
     widths = {"weight_bits": config.weight_bits, "act_bits": config.act_bits}
     outer = {name: bits if bits == 32 else outer_bits for name, bits in widths.items()}
     overrides = [("*", outer), *((pattern, widths) for pattern in body)]
     head = getattr(model, "head_layers", ())
     overrides += [*((pattern, {"normalization": "minmax"}) for pattern in head), *config.overrides]
     exclude = (*config.exclude, *getattr(model, "attention_layers", ()))
-    return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
+    try:
+        return replace(config, layers=("*",), exclude=exclude, overrides=tuple(overrides))
+    except ValueError as error:
+        raise ValueError(f"head and tail at {outer_bits} bits: {error}") from None
 
 
 #: Fields that need the second moments of a layer's inputs, whatever the weights.

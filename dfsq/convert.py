@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 
 import numpy as np
 import pandas as pd
@@ -152,9 +153,9 @@ def quantize(model, images, config=None, *, progress=True):
     Raises
     ------
     ValueError
-        For weights or images with NaN, images the network does not take, patterns that match
-        no convolution, a network that is quantized already, a convolution that has a forward pass
-        of its own or a forward hook.
+        For weights, biases or images with NaN, images the network does not take, patterns that
+        match no convolution, a network that is quantized already, a convolution that has a forward
+        pass of its own or a forward hook.
 
     Notes
     -----
@@ -183,11 +184,14 @@ def quantize(model, images, config=None, *, progress=True):
     True
     """
     config = Config() if config is None else config
-    known = isinstance(getattr(model, "quantization", None), Quantization)
-    if known or any(isinstance(module, QuantConv2d) for module in model.modules()):
+    if isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("the network is quantized already; give the float one")
     for name, conv in find_layers(model, config).items():
         check_replaceable(name, conv)
+        for part in ("weight", "bias"):
+            value = getattr(conv, part)
+            if value is not None and not torch.isfinite(value).all():
+                raise ValueError(f"layer {name!r}: the {part} holds NaN or infinity")
     calibration = images
     if not isinstance(images, Calibration):
         calibration = calibrate(model, images, config, progress=progress)
@@ -223,8 +227,6 @@ def quantize(model, images, config=None, *, progress=True):
         report = LayerReport(
             name, conv.in_channels, conv.out_channels, chosen.weight_bits, chosen.act_bits
         )
-        if name in chosen_later and not torch.isfinite(conv.weight).all():
-            raise ValueError(f"layer {name!r}: the weight holds NaN or infinity")
         seen = calibration
         if config.sequential:
             seen = _recalibrated(quantized, name, calibration, config)
@@ -270,11 +272,12 @@ def _in_order_of_execution(model, layers, batches):
 def _recalibrated(model, name, calibration, config):
     """The calibration of one layer on the inputs that a partly quantized network gives it."""
     known = calibration.layers.get(name)
-    stated = (name,) if known is not None and known.non_negative else ()
+    pattern = (escape(name),)
+    stated = pattern if known is not None and known.non_negative else ()
     return calibrate(
         model,
         calibration.batches,
-        replace(config, layers=(name,), exclude=(), overrides=(), non_negative=stated),
+        replace(config, layers=pattern, exclude=(), overrides=(), non_negative=stated),
         keep_inputs=calibration.keeps_inputs,
         progress=False,
     )
@@ -473,6 +476,8 @@ def check_replaceable(name, conv):
             f"layer {name!r} computes its weight in a hook, as torch.nn.utils.weight_norm has it; "
             "remove that before quantization, as by torch.nn.utils.remove_weight_norm"
         )
+    if isinstance(conv, QuantConv2d):
+        raise ValueError(f"layer {name!r} is quantized already; give the float network")
     if conv._forward_hooks or conv._forward_pre_hooks:
         raise ValueError(
             f"layer {name!r} has a forward hook, which quantization would leave out; remove it, or "
@@ -537,4 +542,5 @@ def summary(model):
 
 def float_digest(model):
     """SHA-256 of a network's parameters and buffers."""
-    return digest_of(model.state_dict().values())
+    state = model.state_dict().values()
+    return digest_of(value for value in state if isinstance(value, torch.Tensor))

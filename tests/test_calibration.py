@@ -141,6 +141,13 @@ def test_spilled_inputs(net, images, cell):
         assert np.array_equal(getattr(layer, cell)(), expected)
 
 
+def test_a_layers_name_is_no_path(images):
+    net = nn.Sequential()
+    net.add_module("a/b", nn.Conv2d(3, 3, 3))
+    calibration = calibrate(net, images, Config.preset("dfsq"), progress=False)
+    assert calibration.layers["a/b"].values().shape == (3, 12 * (10 + 12 + 14))
+
+
 def test_values_are_thinned_evenly(net, images):
     layer = run(net, images, keep_inputs=True).layers["tail"]
     everything = layer.values()
@@ -356,10 +363,36 @@ def test_bad_images(net, bad, message):
         run(net, bad)
 
 
+@pytest.mark.parametrize("value", [16, nn.ModuleList(), None])
+def test_body_layers_that_are_no_patterns(net, value):
+    net.body_layers = value
+    message = "layers, or the network's body_layers, must be name patterns, such as .*, not"
+    with pytest.raises(ValueError, match=message):
+        find_layers(net, Config())
+    del net.body_layers
+    net.body_layers = "body.*"
+    assert list(find_layers(net, Config())) == ["body.0", "body.2"]
+
+
 @pytest.mark.parametrize("shape", [(1, 9, 9), (4, 9, 9)])
 def test_wrong_channel_count(net, images, shape):
     with pytest.raises(ValueError, match=r"does not take an image of shape \(1, \d, 9, 9\)"):
         run(net, [*images, torch.rand(shape)])
+
+
+@pytest.mark.parametrize("call", [lambda conv, x: conv(input=x), lambda conv, x: conv(x[0])[None]])
+def test_convolutions_that_are_called_in_other_ways(call):
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x):
+            return call(self.conv, x)
+
+    message = r"layer 'conv' must be called with one map of shape \(N, C, H, W\)"
+    with pytest.raises(ValueError, match=message):
+        calibrate(Called(), torch.rand(2, 3, 8, 8), Config(), progress=False)
 
 
 def test_image_smaller_than_the_kernel():

@@ -798,6 +798,16 @@ def test_sequential(net):
     assert same(quantize(partly, own), quantized, ["body.2"])
 
 
+def test_sequential_with_names_like_patterns():
+    net = torch.nn.Sequential()
+    for name in ("a[0]", "a[1]"):
+        net.add_module(name, torch.nn.Conv2d(3, 3, 3))
+    quantized = quantize(net, Config(3, 3, sequential=True, non_negative="*[[]0]"))
+    rows = dfsq.summary(quantized)
+    assert rows.layer.tolist() == ["a[0]", "a[1]"]
+    assert rows.non_negative.tolist() == [True, False]
+
+
 def test_sequential_keeps_what_was_stated(net):
     config = Config(3, 3, sequential=True, non_negative=("body.2",))
     assert dfsq.summary(quantize(net, config)).non_negative.tolist() == [False, True, False]

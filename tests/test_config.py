@@ -294,5 +294,10 @@ def test_a_network_that_names_no_head(network):
 
 def test_a_network_that_names_no_body(network):
     del network.body_layers
-    with pytest.raises(ValueError, match="names no body_layers; give overrides"):
+    with pytest.raises(ValueError, match="names no body_layers; give it an attribute"):
         with_all_layers(Config(), network)
+
+
+def test_all_layers_by_a_set_of_too_few_points(network):
+    with pytest.raises(ValueError, match="head and tail at 8 bits: act_bits must be 4 or less"):
+        with_all_layers(Config.preset("sq", 4), network)

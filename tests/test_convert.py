@@ -187,6 +187,10 @@ def test_an_error_on_the_way_names_the_layer_and_leaves_the_network(net):
     with pytest.raises(ValueError, match=r"layer 'body\.2': the weight holds NaN"):
         quantize(net, images=calibration)
     net.body[2].weight.data[0, 0, 0, 0] = before["body.2.weight"][0, 0, 0, 0]
+    net.body[0].bias.data[1] = np.inf
+    with pytest.raises(ValueError, match=r"layer 'body\.0': the bias holds NaN or infinity"):
+        quantize(net, images=calibration)
+    net.body[0].bias.data[1] = before["body.0.bias"][1]
     assert type(net.body[0]) is nn.Conv2d
     assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
 
@@ -353,6 +357,17 @@ class Listed(Net):
         return self.tail(x + y)
 
 
+def test_states_that_are_no_tensors():
+    class Counting(Net):
+        def get_extra_state(self):
+            return {"steps": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    assert dfsq.summary(quantize(Counting())).layer.tolist() == ["body.0", "body.2"]
+
+
 @pytest.mark.parametrize("name", ["dfsq-points", "dfsq-exact", "dfsq-budget"])
 def test_convolutions_in_plain_containers(net, name, tmp_path):
     own = Listed().eval()
@@ -492,8 +507,11 @@ def test_weights_that_a_hook_computes(net, tmp_path):
 def test_networks_that_cannot_be_quantized(net):
     with pytest.raises(ValueError, match="quantized already; give the float one"):
         quantize(quantize(net))
-    with pytest.raises(ValueError, match="quantized already; give the float one"):
-        quantize(nn.Sequential(quantize(net)), Config(layers="*"))  # which does not say so itself
+    with pytest.raises(ValueError, match=r"layer '0\.body\.0' is quantized already; give"):
+        quantize(nn.Sequential(quantize(net)), Config(layers="0.body.*"))
+    # others of such a network may be quantized
+    rest = quantize(nn.Sequential(quantize(net)), Config(layers="0.head"))
+    assert isinstance(rest[0].head, QuantConv2d)
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         quantize(nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"put it into an nn\.Sequential"):

@@ -521,6 +521,8 @@ def test_bad_arguments(samples, options, message, method):
         ({"bits": 2, "method": "kmeans", "restarts": 0}, "at least 1"),
         ({"bits": 2, "method": "kmeans", "iterations": 0}, "at least 1"),
         ({"k": 2, "method": "symmetric", "universal": [-0.5, 0, 1]}, "both signs"),
+        ({"k": 3, "method": "symmetric"}, "an even number, not 3"),
+        ({"k": 64, "method": "symmetric"}, "method='exact', which need not be symmetric"),
     ],
 )
 def test_bad_options(options, message):
