@@ -97,9 +97,19 @@ class Calibration:
         How the histograms' samples are weighted, see :class:`dfsq.Config`.
     batches : list of tensors
         The images themselves, for a pass over the quantized network.
+    float_digest : str or None
+        SHA-256 of the network's parameters and buffers, see :func:`float_digest`.
     """
 
-    def __init__(self, layers, batches, edges, keeps_inputs=False, error_units="normalized"):
+    def __init__(
+        self,
+        layers,
+        batches,
+        edges,
+        keeps_inputs=False,
+        error_units="normalized",
+        float_digest=None,
+    ):
         self.layers = layers
         self.batches = batches
         self.images = len(batches)
@@ -107,6 +117,7 @@ class Calibration:
         self.edges = edges
         self.keeps_inputs = keeps_inputs
         self.error_units = error_units
+        self.float_digest = float_digest
 
 
 class _Observer:
@@ -237,6 +248,12 @@ def digest_of(tensors):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         sha.update(flat.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def float_digest(model):
+    """SHA-256 of a network's parameters and buffers."""
+    state = model.state_dict().values()
+    return digest_of(value for value in state if isinstance(value, torch.Tensor))
 
 
 def stated_sign(config, name):
@@ -371,7 +388,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     finally:
         for module in training:
             module.training = True
-    return Calibration(result, batches, edges, keep_inputs, config.error_units)
+    return Calibration(result, batches, edges, keep_inputs, config.error_units, float_digest(model))
 
 
 def _forward(model, batch):

@@ -22,8 +22,8 @@ from .cache import select_channels
 from .calibration import (
     Calibration,
     calibrate,
-    digest_of,
     find_layers,
+    float_digest,
     is_held_out,
     needs_inputs,
     stated_sign,
@@ -207,6 +207,8 @@ def quantize(model, images, config=None, *, progress=True):
     for name, conv in layers.items():
         if config.budget or configs[name].act_bits < 32:
             _check_calibrated(name, conv, configs[name], calibration)
+    if calibration.float_digest not in (None, record.float_digest):
+        raise ValueError("the calibration is of a network of other weights; calibrate this one")
     chosen_later = [name for name in layers if configs[name].needs_statistics]
     if chosen_later and not calibration.batches:
         raise ValueError(
@@ -538,9 +540,3 @@ def summary(model):
     if not isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("this network was not made by dfsq.quantize or dfsq.load")
     return pd.DataFrame([asdict(report) for report in model.quantization.layers])
-
-
-def float_digest(model):
-    """SHA-256 of a network's parameters and buffers."""
-    state = model.state_dict().values()
-    return digest_of(value for value in state if isinstance(value, torch.Tensor))

@@ -238,6 +238,8 @@ def test_calibrations_that_do_not_fit(net):
         quantize(net, Config(layers="*"), calibration)
     with pytest.raises(ValueError, match=r"layer 'body\.0' has 8 input .* 6; calibrate this"):
         quantize(make_net(features=8), None, calibration)
+    with pytest.raises(ValueError, match="of a network of other weights; calibrate this one"):
+        quantize(make_net(seed=1), None, calibration)
 
 
 def test_a_calibration_of_other_signs(net):
