@@ -509,20 +509,25 @@ def replace_layer(model, name, module):
 
     Also in lists, tuples and dicts that are attributes, through which a network may call it.
     """
-    old = model.get_submodule(name)
+    old, seen = model.get_submodule(name), set()
     for parent in list(model.modules()):
-        _put(vars(parent), old, module)
+        _put(vars(parent), old, module, seen)
 
 
-def _put(value, old, new):
+def _put(value, old, new, seen):
     """A value with `new` in the place of `old`; lists and dicts are changed in place."""
     if value is old:
         return new
     if type(value) is tuple:
-        return tuple(_put(part, old, new) for part in value)
-    if isinstance(value, (list, dict)):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            value[key] = _put(value[key], old, new)
+        parts = [_put(part, old, new, seen) for part in value]
+        changed = any(part is not before for part, before in zip(parts, value, strict=True))
+        return tuple(parts) if changed else value
+    if isinstance(value, (list, dict)) and id(value) not in seen:  # one may hold itself
+        seen.add(id(value))
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            replaced = _put(part, old, new, seen)
+            if replaced is not part:
+                value[key] = replaced
     return value
 
 

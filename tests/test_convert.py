@@ -351,6 +351,7 @@ class Listed(Net):
         super().__init__()
         first, relu, second = self.body
         self.called = {"first": [(first, relu)], "second": second}
+        self.called["itself"] = self.called
 
     def forward(self, x):
         y = x = self.head(x)
