@@ -179,8 +179,8 @@ def repeated(rows, images, repeats):
 def interval(values, level=0.95):
     """Confidence interval of a mean, by Student's t distribution.
 
-    Of samples as small as the five images of Set5 a bootstrap percentile interval is too narrow: it
-    holds the mean of a normal distribution in some 85 of 100 cases, not in 95.
+    Of samples as small as the five images of Set5 a bootstrap percentile interval would be too
+    narrow, and hold the mean less often than it says.
 
     Parameters
     ----------
