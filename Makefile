@@ -36,10 +36,10 @@ serve: book ## Build the book and serve it on this machine, at port 8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 # A worker a core, four at most for the sake of memory.
-WORKERS := -n auto --maxprocesses 4
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 test: $(INSTALLED) ## Run the tests, less those of the built book; ARGS="-k name" for some of them
-	$(BIN)/python -m pytest $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-book: book ## Build the book and look at every page in Chromium: links, formulas, contrast, phones
 	$(BIN)/python -m pytest $(WORKERS) -m browser tests $(ARGS)
