@@ -112,6 +112,14 @@ def test_evaluation_by_hand():
         assert row.ssim == ssim_y(result, pair.hr, 2)
 
 
+def test_a_network_without_parameters():
+    model = torch.nn.Upsample(scale_factor=2, mode="nearest")
+    model.scale = 2
+    hr = np.full((20, 24, 3), 7, np.uint8)
+    (row,) = evaluate(model, [ImagePair("a", hr[::2, ::2], hr)]).itertuples()
+    assert np.isinf(row.psnr)
+
+
 def test_bicubic_row_is_plain_upscaling(bench, cell):
     row = run(bench(), replace(cell, method="bicubic", bits=32)).iloc[0]
     pairs = sr.load_dataset(cell.dataset, 2)
@@ -293,6 +301,63 @@ def test_killed_between_the_files_of_a_row(bench, cell, monkeypatch, tmp_path, a
     assert sorted(store.provenance.id) == sorted(store.results.id)
     assert len(store.images) == 2 * 3
     assert not store.images.duplicated(["id", "image"]).any()
+
+
+@pytest.mark.parametrize("at", ["repeats", "images", "provenance", "results"])
+def test_killed_while_a_row_is_replaced(tmp_path, monkeypatch, at):
+    """Never the mean of one run with the images of another; what it was before is not lost."""
+    key, original = {name: 0 for name in KEY}, benchmark.os.replace
+    frame = pd.DataFrame({"image": ["a"], "psnr": [30.0], "ssim": [0.9]})
+    Store(tmp_path).add(key, frame, 1.0)
+
+    def killed(source, target):
+        if target.name == f"{at}.csv":
+            raise KeyboardInterrupt
+        original(source, target)
+
+    def replaced():
+        Store(tmp_path).add(key, frame.assign(psnr=31.0), 1.0, precision="double")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replaced()
+    left = Store(tmp_path)
+    for row in left.results.itertuples():
+        assert left.images[left.images["id"] == row.id].psnr.tolist() == [row.psnr]
+    replaced()
+    store = Store(tmp_path)
+    assert (store.results.psnr.tolist(), store.images.psnr.tolist()) == ([31.0], [31.0])
+    assert store.repeats.psnr.tolist() == [30.0]
+
+
+def test_a_row_that_is_finished_while_the_tables_are_read(tmp_path, monkeypatch):
+    frame = pd.DataFrame({"image": ["a"], "psnr": [30.0], "ssim": [0.9]})
+    keys = [{name: number for name in KEY} for number in (0, 1)]
+    Store(tmp_path).add(keys[0], frame, 1.0)
+    reader, original, reads = Store(tmp_path), Store._read, []
+
+    def read(self, name, *folders):
+        reads.append(name)
+        if self is reader and len(reads) == 3:
+            Store(tmp_path).add(keys[1], frame, 1.0)
+        return original(self, name, *folders)
+
+    monkeypatch.setattr(Store, "_read", read)
+    reader.reload()
+    assert set(reader.results["id"]) <= set(reader.images["id"])
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\xff"])
+def test_a_table_of_something_else(tmp_path, text):
+    (tmp_path / "results.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"results\.csv is no table of results"):
+        Store(tmp_path)
+
+
+def test_a_version_is_that_of_activations_alone_too():
+    versions = map(benchmark.method_version, ("static-tensor-minmax", "static-tensor-minmax-a"))
+    assert len(set(versions)) == 1
 
 
 # --- keys ---

@@ -347,7 +347,7 @@ def ablation_grid(bits=(4,)):
 class Store:
     """Rows of results in a folder: ``results.csv``, ``images.csv`` and ``provenance.csv``.
 
-    What a row was in single precision, before it was computed in double, is in ``repeats.csv``.
+    What a row was in other runs, in single precision, is in ``repeats.csv``.
 
     Parameters
     ----------
@@ -357,10 +357,12 @@ class Store:
         A folder whose rows stand too, but which is never written to.
     """
 
+    #: In the order in which they are written: what is in the last one has all the rest. So they are
+    #: read in the opposite order.
     TABLES = {  # noqa: RUF012
+        "repeats": ["id", "psnr"],
         "images": ["id", "image"],
         "provenance": ["id"],
-        "repeats": ["id", "psnr"],
         "results": KEY,
     }
 
@@ -370,7 +372,7 @@ class Store:
 
     def reload(self):
         """Read the files again, with what other processes have added since."""
-        for name in self.TABLES:
+        for name in reversed(self.TABLES):
             setattr(self, name, self._read(name, *filter(None, (self.standing, self.folder))))
 
     def _read(self, name, *folders):
@@ -378,7 +380,16 @@ class Store:
         for folder in folders:
             path = Path(folder) / f"{name}.csv"
             if path.exists():
-                rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
+                try:
+                    rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
+                except (ValueError, UnicodeDecodeError) as error:  # pandas has its own of these
+                    raise ValueError(f"{path} is no table of results: {error}") from None
+                lacking = {"id", *self.TABLES[name]} - set(rows.columns)
+                if lacking:
+                    raise ValueError(
+                        f"{path} is no table of results: it has no column "
+                        f"{', '.join(sorted(lacking))}"
+                    )
                 table = _joined(table, rows, self.TABLES[name])
         return table
 
@@ -395,7 +406,7 @@ class Store:
         return None if row is None else row.precision
 
     def add(self, key, per_image, seconds, device="cpu", precision="single"):
-        """Add a finished row; files are replaced whole, so a kill leaves the old ones.
+        """Add a finished row; files are replaced whole, so a kill leaves no half of a row.
 
         Rows that another process has added since are kept, and of the row itself, if it was
         computed in another precision before, its PSNR.
@@ -422,15 +433,21 @@ class Store:
         new = {"images": images, "provenance": [provenance], "results": [row]}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
-            new["repeats"] = Store(self.folder)._repeats(identifier, precision)
-            for name, by in self.TABLES.items():  # results last: what is there has all the rest
+            before = Store(self.folder)
+            new["repeats"] = before._repeats(identifier, precision)
+            for name, by in self.TABLES.items():
                 rows = pd.DataFrame(new[name])
                 if rows.empty:
                     continue
-                table = _joined(self._read(name, self.folder), rows, by)
-                write = partial(table.to_csv, index=False, float_format="%.6f")
-                write_whole(self.folder / f"{name}.csv", write)
+                if name == "images" and before.find(identifier) is not None:
+                    # killed from here on, the old row would stand with the new one's images
+                    self._write("results", before.results[before.results["id"] != identifier])
+                self._write(name, _joined(self._read(name, self.folder), rows, by))
                 setattr(self, name, _joined(getattr(self, name), rows, by))
+
+    def _write(self, name, table):
+        write = partial(table.to_csv, index=False, float_format="%.6f")
+        write_whole(self.folder / f"{name}.csv", write)
 
     def _repeats(self, identifier, precision):
         """What a row was in another precision than that which it is to be replaced with."""
@@ -472,7 +489,7 @@ def _preset(method):
 
 def method_version(method):
     """The version, an int, that a row of a method must have to stand."""
-    return METHOD_VERSIONS.get(_preset(method), METHOD_VERSION)
+    return METHOD_VERSIONS.get(_preset(method).removesuffix("-a"), METHOD_VERSION)
 
 
 def _parsed(method):
