@@ -61,6 +61,15 @@ def test_parameters_are_read(write):
     assert [p.name for p in declared] == ["bits", "rate", "name", "deep", "widths"]
 
 
+def test_parameters_with_magics(write):
+    path = write()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += "\n%time 1"
+    nbformat.write(notebook, path)
+    with pytest.raises(NotebookError, match=r"without magics; line \d+ is not"):
+        notebooks.parameters(path)
+
+
 def test_a_file_that_is_no_notebook(tmp_path):
     for text in ("", "hello", "{}", "[1]", '{"cells": 3}'):
         path = tmp_path / "text.ipynb"
@@ -86,6 +95,8 @@ def test_a_file_that_is_no_notebook(tmp_path):
         ("list[int]", (2, 4), [2, 4]),
         ("list[int]", 2, [2]),
         ("list[str]", "exact, kmeans", ["exact", "kmeans"]),
+        ("list[str]", "", []),
+        ("list[int]", " ", []),
     ],
 )
 def test_values_are_parsed(kind, value, expected):
@@ -182,7 +193,8 @@ def test_a_dead_kernel_is_told(write, tmp_path):
 def test_output_that_cannot_be_written_is_refused_before_the_run(write, tmp_path):
     ran = tmp_path / "ran"
     path = write(f"open({str(ran)!r}, 'w').close()")
-    for output in (path / "out.ipynb", tmp_path / "missing" / "out.ipynb"):
+    (tmp_path / "folder").mkdir()
+    for output in (path / "out.ipynb", tmp_path / "missing" / "out.ipynb", tmp_path / "folder"):
         with pytest.raises(NotebookError, match="cannot write"):
             run(path, output)
     if os.geteuid() != 0:  # root may write anywhere

@@ -24,6 +24,11 @@ def test_the_environment_names_machine_and_versions():
     assert re.fullmatch(r"\d+ GiB", told["Memory"])
 
 
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr(status, "PACKAGES", ("torch", "not-of-this-world"))
+    assert status.environment()["Versions"] == f"torch {version('torch')}"
+
+
 def test_the_page_is_made_of_what_was_recorded(tmp_path):
     runs = [
         executed(

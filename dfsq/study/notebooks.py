@@ -88,6 +88,8 @@ def _list(value, kind):
     """A value as a list of one kind; a lone value is a list of one."""
     if isinstance(value, str):
         text = value.strip()
+        if not text:
+            return []
         value = ast.literal_eval(text) if text.startswith("[") else text.split(",")
     elif not isinstance(value, list | tuple):
         value = [value]
@@ -137,7 +139,7 @@ def parameters(path):
     Raises
     ------
     NotebookError
-        If the file is missing or is no notebook.
+        If the file is missing or is no notebook, or its parameters are not plain Python.
     """
     try:
         import nbformat
@@ -153,7 +155,13 @@ def parameters(path):
         raise NotebookError(f"{path} is not a Jupyter notebook") from None
     for cell in notebook.cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            return declarations(cell.source)
+            try:
+                return declarations(cell.source)
+            except SyntaxError as error:
+                raise NotebookError(
+                    f"{path}: the cell of parameters must be plain Python, without magics; line "
+                    f"{error.lineno} is not"
+                ) from None
     return []
 
 
@@ -258,6 +266,8 @@ def execute(path, output, values=None, *, cwd=None, progress=True):
     values = parse(values or {}, parameters(path))
     start = time.perf_counter()
     partial = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    if output.is_dir():
+        raise NotebookError(f"cannot write {output}: it is a folder; name a file in it")
     with _writing(output):
         partial.touch()  # a folder that cannot be written to is found out now, not after the run
     try:
@@ -282,7 +292,11 @@ def _writing(output):
 def _run(path, output_name, values, cwd, progress):
     """The executed notebook as text; `NotebookError` if a cell fails."""
     import nbformat
-    import papermill
+
+    try:
+        import papermill
+    except ImportError:
+        raise NotebookError("notebooks need more packages: pip install 'dfsq[book]'") from None
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -29,8 +30,15 @@ def environment():
         "Memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "System": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
-        "Versions": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
+        "Versions": ", ".join(_versions()),
     }
+
+
+def _versions():
+    """Names and versions of `PACKAGES`, as far as they are installed."""
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)}"
 
 
 def _processor():
