@@ -382,14 +382,15 @@ def _upscale(options):
     from .study.large import LARGE, has_parts, upscale_large
 
     config = _config(options)
-    images = [(Path(path), open_image(path)) for path in options.images]
-    for path, image in images:
-        if min(image.size) < 8:
+    paths = [Path(path) for path in options.images]
+    for path in paths:  # all are read before any work, but not kept: hundreds may not fit
+        width, height = open_image(path).size
+        if min(width, height) < 8:
             raise ValueError(
-                f"{path} has {image.width}x{image.height} pixels; "
+                f"{path} has {width}x{height} pixels; "
                 "8x8 at least are needed to normalize by an image's statistics"
             )
-    names = [path.stem for path, _ in images]
+    names = [path.stem for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two images are called {twice}; upscale them in two runs")
@@ -401,7 +402,8 @@ def _upscale(options):
     else:
         model = _quantized(options, config, model)
     width = f"w{config.weight_bits}a{config.act_bits}"
-    for path, image in tqdm(images, "upscaling", unit="image"):
+    for path in tqdm(paths, "upscaling", unit="image"):
+        image = open_image(path)
         is_large = image.width * image.height > LARGE and has_parts(model)
         how = partial(upscale_large, progress=True) if is_large else upscale
         with running_on(path, *image.size):
@@ -421,6 +423,11 @@ def _compare(options):
     float_model = _float_network(options)
     pairs = sr.load_dataset(options.images, float_model.scale, options.limit)
     model = load(options.quantized, float_model) if options.quantized else None
+    if sr.datasets.is_source(options.images, options.out):
+        raise ValueError(
+            f"--out is where the images are, {options.out}: a strip would take the place of the "
+            "photograph of its name; give another --out"
+        )
     folder = _writable_folder(options.out)
     if model is None:
         model = _quantized(options, config, float_model)
@@ -440,6 +447,8 @@ def _quantize(options):
     target = Path(options.out)
     if target.suffix != ".safetensors":
         raise ValueError(f"--out must be a .safetensors file, not {options.out!r}")
+    if target.exists() and Path(options.model).exists() and target.samefile(options.model):
+        raise ValueError(f"--out is the float network itself, {target}; give another --out")
     _writable_folder(target.parent)
     model = _quantized(options, config, _float_network(options))
     save(model, target)
@@ -489,6 +498,11 @@ def _bench(options):
     from .config import PRESETS
     from .study.benchmark import RESULTS_FOLDER, Bench, Store, grid, standard_grid
 
+    if not set(options.bits) <= set(range(2, 9)):
+        raise ValueError(
+            f"--bits must be of 2 to 8, not {' '.join(map(str, options.bits))}; the network in "
+            "float is a method, float"
+        )
     folder = _writable_folder(options.out or RESULTS_FOLDER)
     methods = options.methods or ["bicubic", *PRESETS]
     cells = standard_grid() if options.standard else []

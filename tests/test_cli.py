@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import load_file, save_file
 
 import dfsq
@@ -185,6 +185,41 @@ def test_two_images_of_one_name(photo, folder, capsys):
     (folder / "sub").mkdir()
     (folder / "sub" / "photo.png").write_bytes(photo.read_bytes())
     assert "two images are called photo" in error(capsys, "upscale", photo, "sub/photo.png")
+
+
+def test_nothing_takes_the_place_of_what_was_given(tiny, photo, folder, capsys):
+    """Neither a strip that of its photograph, nor codes that of the float weights."""
+    (folder / "HR").mkdir()
+    photo.rename(folder / "HR" / photo.name)
+    before = (folder / "HR" / photo.name).read_bytes()
+    message = "--out is where the images are"
+    assert message in error(capsys, "compare", folder, "--out", folder / "HR", *QUICK)
+    assert message in error(capsys, "compare", folder / "HR", "--out", "HR/../HR", *QUICK)
+    assert (folder / "HR" / photo.name).read_bytes() == before
+    weights = folder / "mine.safetensors"
+    save_file(tiny.state_dict(), weights)
+    before = weights.read_bytes()
+    message = error(capsys, "quantize", "--model", weights, "--out", weights, *QUICK)
+    assert "--out is the float network itself" in message
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("bits", ["1", "9", "32"])
+def test_widths_of_a_benchmark(folder, capsys, bits):
+    message = error(capsys, "bench", "--models", "edsr-x2", "--bits", "4", bits, "--out", "rows")
+    assert f"--bits must be of 2 to 8, not 4 {bits}" in message
+    assert not list(folder.iterdir())
+
+
+def test_upscale_keeps_a_profile_of_the_same_colours(photo, folder):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = read(photo)
+    for mode in ("RGB", "L", "CMYK"):
+        image.convert(mode).save(folder / f"{mode}.tif", icc_profile=profile)
+    files = [str(folder / f"{mode}.tif") for mode in ("RGB", "L", "CMYK")]
+    assert main(["upscale", *files, "--model", "edsr-x2", "--bits", "32", "--out", "up"]) == 0
+    kept = {path.name[0]: read(path).info.get("icc_profile") for path in folder.glob("up/*.png")}
+    assert kept == {"R": profile, "L": None, "C": profile}
 
 
 def test_export(tiny, folder, capsys, monkeypatch):

@@ -142,6 +142,9 @@ def test_with_mean(networks, photos, tmp_path):
     assert list(shown.index) == ["large", "little", "mean"]
     assert shown.loc["mean", ("PSNR-Y, dB", "loss")] == table.loss.mean()
     assert shown.loc["little", ("SSIM-Y", "quantized")] == table.ssim_quantized[1]
+    named = with_mean(table.assign(image=["mean", "little"]))
+    assert list(named.index) == ["mean", "little", "mean"]
+    assert named["PSNR-Y, dB", "loss"].tolist() == shown["PSNR-Y, dB", "loss"].tolist()
 
 
 # --- the page "Add a network or a method" ---

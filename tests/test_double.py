@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from dfsq.study import double
 from dfsq.study.double import convolving_in_strips
@@ -55,3 +56,11 @@ def test_only_within(monkeypatch):
     conv.double()(torch.rand(1, 1, 5, 5).double())
     with convolving_in_strips(), pytest.raises(TypeError):
         conv(torch.rand(1, 1, 5, 5).double())
+
+
+def test_a_lone_image_and_one_given_by_name():
+    x, weight = torch.rand(3, 20, 5).double(), torch.rand(2, 3, 3, 3).double()
+    whole = functional.conv2d(x, weight)
+    with convolving_in_strips():
+        assert torch.equal(functional.conv2d(x, weight), whole)
+        assert torch.equal(functional.conv2d(input=x, weight=weight), whole)

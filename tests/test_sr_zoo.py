@@ -169,9 +169,10 @@ def test_truncated_files(tmp_path, suffix, part):
         load_model(path)
 
 
+@pytest.mark.parametrize("text", ["no weights", "hello world\n", ""])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_a_text_file(tmp_path, suffix):
-    (tmp_path / f"edsr.{suffix}").write_text("no weights")
+def test_a_text_file(tmp_path, suffix, text):
+    (tmp_path / f"edsr.{suffix}").write_text(text)
     with pytest.raises(ValueError, match="is damaged, cut short, or no file of weights"):
         load_model(tmp_path / f"edsr.{suffix}")
 

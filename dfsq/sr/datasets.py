@@ -111,6 +111,13 @@ def source_files(source, limit=None):
     return image_files(folder / "HR" if (folder / "HR").is_dir() else folder)[:limit]
 
 
+def is_source(source, folder):
+    """Whether a folder is the one in which the images of `source`, a user's folder, lie."""
+    inner = Path(source) / "HR"
+    own = inner if inner.is_dir() else Path(source)
+    return own.is_dir() and Path(folder).is_dir() and own.samefile(folder)
+
+
 def photograph(name):
     """One of the embedded photographs.
 

@@ -48,7 +48,7 @@ def upscale(model, lr):
     >>> upscale(dfsq.sr.load_model("edsr-x2"), crop).shape
     (32, 32, 3)
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))  # a network may have none
     return to_image(model(to_tensor(lr).to(parameter.device, parameter.dtype)))
 
 
@@ -79,7 +79,7 @@ def upscale_photograph(model, image, how=upscale):
     Returns
     -------
     PIL.Image.Image
-        In mode L, LA, RGB or RGBA.
+        In mode L, LA, RGB or RGBA, with the colour profile of `image`, if that is of RGB or grey.
 
     Examples
     --------
@@ -97,4 +97,7 @@ def upscale_photograph(model, image, how=upscale):
         result = result.convert("L")
     if transparent:
         result.putalpha(Image.fromarray(imresize(rgb[..., 3], model.scale)))
+    profile = image.info.get("icc_profile", b"")
+    if profile[16:20] == (b"GRAY" if grey else b"RGB "):  # the colour space of its numbers
+        result.info["icc_profile"] = profile
     return result

@@ -1,14 +1,13 @@
 """Networks by name, or from a file of the user's, in eval mode: 0..1 RGB in, 0..1 RGB out."""
 
 import importlib.util
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .datasets import photograph
@@ -215,7 +214,9 @@ def read_weights(path):
         raise FileNotFoundError(f"no such file: {path}") from None
     except PermissionError:
         raise PermissionError(f"{path} may not be read by this user") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # unpickling stumbles over other files in ways of all kinds
         raise ValueError(
             f"{path} is damaged, cut short, or no file of weights; fetch it again"
         ) from None
@@ -502,7 +503,12 @@ def _check_beats_bicubic(model, path, value_range=None):
         psnr[model.value_range] = psnr_y(to_image(model(to_tensor(lr))), hr, model.scale)
     if not psnr[value_range] > max(bicubic, psnr[other]):
         fits = psnr[other] > max(bicubic, psnr[value_range])
-        advice = f"give value_range={other:g}" if fits else "they are not trained for this network"
+        advice = (
+            f"give value_range={other:g} (--value-range {other:g}; where there is no such option, "
+            "name a function, FILE.py:NAME, that returns the network)"
+            if fits
+            else "they are not trained for this network"
+        )
         raise ValueError(
             f"{path} with value_range={value_range:g} gives {psnr[value_range]:.2f} dB on a "
             f"photograph, with {other:g} {psnr[other]:.2f} dB, bicubic {bicubic:.2f} dB: these "

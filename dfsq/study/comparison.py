@@ -127,7 +127,7 @@ def most_different(a, b, size):
 def with_mean(table):
     """A table of :func:`compare` for reading: images as index, measures above, the mean below."""
     table = table.set_index("image").rename(columns={"loss": "psnr_loss"})
-    table.loc["mean"] = table.mean()
+    table = pd.concat([table, table.mean().to_frame("mean").T])  # an image may be called mean
     names = {"psnr": "PSNR-Y, dB", "ssim": "SSIM-Y"}
     split = [column.split("_") for column in table.columns]
     table.columns = pd.MultiIndex.from_tuples([(names[kind], of) for kind, of in split])

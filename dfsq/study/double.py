@@ -42,8 +42,9 @@ class convolving_in_strips(TorchFunctionMode):  # noqa: N801
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is functional.conv2d and args[0].dtype == float64 and not args[0].is_cuda:
-            function = _in_strips
+        x = args[0] if args else None  # given by name, it is left to PyTorch, as is a lone image
+        if function is functional.conv2d and x is not None and x.dtype == float64 and x.ndim == 4:
+            function = function if x.is_cuda else _in_strips
         return function(*args, **kwargs)
 
 
