@@ -29,7 +29,9 @@ PACKAGE = sorted(Path("dfsq").rglob("*.py"))
 TRAINING = ("recipes.py", "leaks.py", "patches.py", "training.py", "publishing.py")
 CODE = [p for p in PACKAGE if p.name not in ("cli.py", *TRAINING)]
 RESULTS = [EXPLORER, *(EXECUTED / path for path in NOTEBOOKS)]
-DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and p.name != ".lock")
+# Not what a benchmark that is running has there for a while.
+PASSING = ("*.part", ".lock")
+DATA = sorted(p for p in Path("data").rglob("*") if p.is_file() and not any(map(p.match, PASSING)))
 PAGES = sorted(p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 SETTINGS = [Path(p) for p in ("_config.yml", "_toc.yml", "constraints.txt", "CITATION.cff")]
 
@@ -157,7 +159,9 @@ def stage():
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree("book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
     # Not the weights, nor the model cards, which become sections of a page below.
-    shutil.copytree("data", STAGE / "data", ignore=shutil.ignore_patterns("*.safetensors", "*.md"))
+    shutil.copytree(
+        "data", STAGE / "data", ignore=shutil.ignore_patterns("*.safetensors", "*.md", *PASSING)
+    )
     shutil.copy(EXPLORER, STAGE / "book" / "_static")
     for path in SETTINGS:
         shutil.copy(path, STAGE)

@@ -1,6 +1,8 @@
 """What `make book` adds to the book on its way: buttons, a cell for Colab, the status page."""
 
 import ast
+import runpy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,3 +101,12 @@ def test_the_cell_for_colab_runs_nowhere_else(monkeypatch):
     assert clone.startswith("git clone")
     assert install.startswith("pip install")
     assert dodo.sys.path[0] in clone
+
+
+def test_what_a_running_benchmark_writes_is_not_of_the_book(tmp_path, monkeypatch):
+    names = ("results.csv", "results.csv.4711.part", ".lock")
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "data" / "results" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path(dodo.__file__)["DATA"] == [Path("data/results/results.csv")]
