@@ -168,8 +168,9 @@ def compensate(conv, fit, check, *, levels=None, points=None, universal=None, **
     conv : nn.Conv2d
         With the float weights.
     fit, check : Statistics
-        Of different calibration images: a choice is made on `fit`, and kept for an output channel
-        only where it leaves less error on `check`.
+        Of different calibration images. Least squares are fitted on `fit`; a fit or a scale is
+        taken for an output channel only where it leaves less error on `check`. Levels and rounding
+        see both.
     levels : array, shape (O, k), optional
         Fixed levels of each output channel; or else they are selected, exactly, from `universal`.
     points : int array, shape (O,), optional

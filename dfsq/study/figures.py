@@ -181,6 +181,7 @@ def growth(table, x, label, fits):
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # decades alone may be one tick
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted(table[x].unique())
@@ -194,7 +195,7 @@ def growth(table, x, label, fits):
 
 
 def lost_points(table):
-    """Share of the codes that no point stands behind, against bits.
+    """Share of the points to be had that are lost in snapping, against bits.
 
     Parameters
     ----------
@@ -209,7 +210,7 @@ def lost_points(table):
             color=color(method), label=f"{method}, {layer}",
         )  # fmt: skip
     _bits_axis(axis, table.bits)
-    axis.set_ylabel("codes without a point, %\n(lower is better)")
+    axis.set_ylabel("points lost, %\n(lower is better)")
     axis.legend(fontsize=10)
     return figure
 

@@ -32,7 +32,8 @@ from .patches import Patches, training_images
 
 LOG_FIELDS = ("step", "learning_rate", "loss", "validation_psnr", "seconds")
 
-#: Held-out images, evenly spread, that a validation in the run takes.
+#: Held-out images that a validation in the run takes: every second or further one, if there are so
+#: many, or else the first.
 VALIDATE_ON = 16
 
 
@@ -190,7 +191,7 @@ def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=N
         For options that are out of their range, or that do not go with the checkpoint, or if
         another run is at work in `out`.
     FloatingPointError
-        If the loss is no longer finite; the last checkpoint stands.
+        If the loss is no longer finite; the last checkpoint stands, if there was one.
     """
     for name, value in (("steps", steps), ("save_every", save_every)):
         if value < 1:
