@@ -423,7 +423,8 @@ def _compare(options):
     float_model = _float_network(options)
     pairs = sr.load_dataset(options.images, float_model.scale, options.limit)
     model = load(options.quantized, float_model) if options.quantized else None
-    if sr.datasets.is_source(options.images, options.out):
+    source = sr.datasets.image_folder(options.images)
+    if source and Path(options.out).is_dir() and source.samefile(options.out):
         raise ValueError(
             f"--out is where the images are, {options.out}: a strip would take the place of the "
             "photograph of its name; give another --out"

@@ -104,18 +104,31 @@ def source_files(source, limit=None):
     """
     if source in BENCHMARK_SETS + CALIBRATION_SETS:
         return [fetch(file) for file in files_of(source)[:limit]]
-    folder = Path(source)
-    if not folder.is_dir():
+    folder = image_folder(source)
+    if folder is None:
         known = ", ".join(("photographs", *BENCHMARK_SETS, *CALIBRATION_SETS))
         raise ValueError(f"unknown data set {str(source)!r}; there are {known}, or give a folder")
-    return image_files(folder / "HR" if (folder / "HR").is_dir() else folder)[:limit]
+    return image_files(folder)[:limit]
 
 
-def is_source(source, folder):
-    """Whether a folder is the one in which the images of `source`, a user's folder, lie."""
-    inner = Path(source) / "HR"
-    own = inner if inner.is_dir() else Path(source)
-    return own.is_dir() and Path(folder).is_dir() and own.samefile(folder)
+def image_folder(source):
+    """Where the images of a user's folder lie.
+
+    Parameters
+    ----------
+    source : str or path
+        As for :func:`source_files`.
+
+    Returns
+    -------
+    Path or None
+        The folder, or ``HR/`` in it; None for a registered set, the photographs, or no folder.
+    """
+    if source in ("photographs", *BENCHMARK_SETS, *CALIBRATION_SETS):
+        return None
+    folder = Path(source)
+    inner = folder / "HR"
+    return inner if inner.is_dir() else folder if folder.is_dir() else None
 
 
 def photograph(name):

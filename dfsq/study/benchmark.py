@@ -382,7 +382,7 @@ class Store:
             if path.exists():
                 try:
                     rows = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
-                except (ValueError, UnicodeDecodeError) as error:  # pandas has its own of these
+                except ValueError as error:  # of which pandas has its own
                     raise ValueError(f"{path} is no table of results: {error}") from None
                 lacking = {"id", *self.TABLES[name]} - set(rows.columns)
                 if lacking:
