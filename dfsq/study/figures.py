@@ -190,7 +190,7 @@ def growth(table, x, label, fits):
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.set_xlabel(label)
     axis.set_ylabel("milliseconds a channel\n(lower is better)")
-    axis.legend(loc="upper left", fontsize=10)
+    figure.legend(loc="outside upper left", fontsize=10)  # lines may rise into any corner
     return figure
 
 
