@@ -167,6 +167,14 @@ def test_what_is_absent():
     ]
 
 
+def test_a_new_store_lacks_everything(tmp_path):
+    store = Store(tmp_path)
+    assert tables.current(store.results).empty
+    assert tables.losses(tables.whole_sets(store.results), store.images).empty
+    assert not tables.absent(store.results).empty
+    assert store.find("0123") is None
+
+
 def test_ingredients_change_something(monkeypatch):
     assert ingredients("edsr-x2") == INGREDIENTS
     network = SRResNet(2, blocks=1, features=4, signed_output=False)
@@ -190,7 +198,8 @@ def test_the_standard_grid_has_what_the_tables_promise():
             for model in ("srresnet-8-x4", "imdn-x2", "imdn-x4"):
                 assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3)} <= cells
             for model in trained_names():
-                assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
+                assert Cell(model, name, method, 4) in cells
+            assert {Cell("edsr-x2", name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
         assert Cell("edsr-8-x2", name, "free-a", 4) in cells
     assert "edsr-x2" in trained_names()
     assert {*INGREDIENTS} <= {*ABLATIONS}
@@ -199,6 +208,10 @@ def test_the_standard_grid_has_what_the_tables_promise():
         assert changed == {*ingredients(model)}
         for name in INGREDIENT_SETS:
             assert {Cell(model, name, method) for method in changed} <= cells
+            for method in ("dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"):
+                assert {Cell(model, name, method, bits) for bits in (8, 6, 3)} <= cells
+        for method in ("dfsq", "dfsq-exact", "uniform-minmax"):
+            assert Cell(model, "Urban100", method, 6) in cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
     assert {
         Cell("rdn-small-x4", "Urban100", "dfsq", 4, seed, limit=20) for seed in range(5)

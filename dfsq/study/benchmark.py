@@ -250,9 +250,10 @@ def standard_grid():
     cells += ablation_grid()
     for name in own:
         cells += grid([name], INGREDIENT_SETS, ingredients(name), [4])
-    for bits in ([3, 2], [6, 8]):  # on the small sets, which are soon done, first
-        cells += grid(own, INGREDIENT_SETS, core, bits)
-    cells += grid(own, sets, core, [3, 2, 6, 8])
+    # comparable to float at 6 bits, and is that the subset's merit?
+    cells += grid(own, ["Urban100"], ["dfsq", "dfsq-exact", "uniform-minmax"], [6])
+    cells += grid(own, INGREDIENT_SETS, core, [6, 8, 3])
+    cells += grid(["edsr-x2"], sets, core, [3, 2, 6, 8])
     return list(dict.fromkeys(cells))
 
 
@@ -376,7 +377,7 @@ class Store:
             setattr(self, name, self._read(name, *filter(None, (self.standing, self.folder))))
 
     def _read(self, name, *folders):
-        table = pd.DataFrame()
+        table = pd.DataFrame(columns=list(dict.fromkeys(["id", *self.TABLES[name]])))
         for folder in folders:
             path = Path(folder) / f"{name}.csv"
             if path.exists():
@@ -395,8 +396,6 @@ class Store:
 
     def find(self, identifier):
         """The row of an identifier, a Series, or None."""
-        if self.results.empty:
-            return None
         found = self.results[self.results["id"] == identifier]
         return None if found.empty else found.iloc[0]
 

@@ -364,38 +364,46 @@ def _loss_axis(axis, which, table):
     along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def losses_by_bits(table):
-    """Loss against float by bits, a panel a data set, a line a method, with intervals.
+def losses_by_bits(table, panels="dataset"):
+    """Loss against float by bits, a line a method, with intervals.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns ``dataset``, ``method``, ``bits``, ``loss``, ``low`` and ``high`` in dB; panels
-        and lines in the order of the rows.
+        Columns ``method``, ``bits``, ``loss``, ``low`` and ``high`` in dB, and that of `panels`;
+        panels and lines in the order of the rows.
+    panels : str
+        Column with a panel for each of its values, such as ``"dataset"`` or ``"model"``.
     """
-    datasets, methods = list(table.dataset.unique()), list(table.method.unique())
-    columns = min(2, len(datasets))
-    rows = -(-len(datasets) // columns)
+    titles, methods = list(table[panels].unique()), list(table.method.unique())
+    columns = min(3 if len(titles) > 4 else 2, len(titles))
+    rows = -(-len(titles) // columns)
+    width, height = (5, 3.8) if columns < 3 else (3.5, 2.8)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False, sharex=True, sharey=True
-    )
-    for axis, dataset in zip(axes.flat, datasets, strict=False):
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True,
+        sharey=True,
+    )  # fmt: skip
+    for place, (axis, title) in enumerate(zip(axes.flat, titles, strict=False)):
         for method in methods:
-            part = table[(table.dataset == dataset) & (table.method == method)].sort_values("bits")
+            part = table[(table[panels] == title) & (table.method == method)].sort_values("bits")
             axis.fill_between(part.bits, part.low, part.high, color=color(method), alpha=0.15, lw=0)
             axis.plot(
                 part.bits, part.loss, marker=MARKERS.get(method, "o"), color=color(method),
                 label=method,
             )  # fmt: skip
         _loss_axis(axis, "y", table)
-        axis.set_title(dataset)
+        axis.set_title(title)
         _bits_axis(axis, table.bits)
         axis.label_outer()
-    for axis in axes.flat[len(datasets) :]:
+        if place + columns >= len(titles):  # no panel below, in the last row or above its gap
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel("bits")
+    for axis in axes.flat[len(titles) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("loss against float, dB\n(lower is better)")
-    axes.flat[0].legend(fontsize=10)
+    spare = axes.flat[len(titles) % axes.size]  # the first without a panel, or the first of all
+    spare.legend(*axes.flat[0].get_legend_handles_labels(), fontsize=10)
     return figure
 
 
