@@ -210,7 +210,7 @@ def test_the_standard_grid_has_what_the_tables_promise():
             assert {Cell(model, name, method) for method in changed} <= cells
             for method in ("dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"):
                 assert {Cell(model, name, method, bits) for bits in (8, 6, 3)} <= cells
-        for method in ("dfsq", "dfsq-exact", "uniform-minmax"):
+        for method in ("dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"):
             assert Cell(model, "Urban100", method, 6) in cells
     assert {Cell("edsr-8-x2", "Set5", "dfsq", 4, seed) for seed in range(5)} <= cells
     assert {
