@@ -335,18 +335,11 @@ def _config(options):
     return Config.preset(options.method, options.bits, seed=options.seed)
 
 
-def _writable_folder(folder):
-    """The folder, made if it is not there; refused before any work if it cannot be written to."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".dfsq-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write to {folder}: {reason}; give another --out") from None
-    return folder
+def _out_folder(folder):
+    """The folder of --out, refused before any work if it cannot be written to."""
+    from .files import writable_folder
+
+    return writable_folder(folder, "give another --out")
 
 
 def _float_network(options):
@@ -394,7 +387,7 @@ def _upscale(options):
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two images are called {twice}; upscale them in two runs")
-    folder = _writable_folder(options.out)
+    folder = _out_folder(options.out)
     model = _float_network(options)
     if options.quantized:
         model = load(options.quantized, model)
@@ -429,7 +422,7 @@ def _compare(options):
             f"--out is where the images are, {options.out}: a strip would take the place of the "
             "photograph of its name; give another --out"
         )
-    folder = _writable_folder(options.out)
+    folder = _out_folder(options.out)
     if model is None:
         model = _quantized(options, config, float_model)
     config = model.quantization.config
@@ -450,7 +443,7 @@ def _quantize(options):
         raise ValueError(f"--out must be a .safetensors file, not {options.out!r}")
     if target.exists() and Path(options.model).exists() and target.samefile(options.model):
         raise ValueError(f"--out is the float network itself, {target}; give another --out")
-    _writable_folder(target.parent)
+    _out_folder(target.parent)
     model = _quantized(options, config, _float_network(options))
     save(model, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
@@ -467,7 +460,7 @@ def _export(options):
         export.check_installed()
     except ModuleNotFoundError as error:
         raise ValueError(error) from None
-    _writable_folder(target.parent)
+    _out_folder(target.parent)
     model = _float_network(options)
     model = (
         load(options.quantized, model) if options.quantized else _quantized(options, config, model)
@@ -504,7 +497,7 @@ def _bench(options):
             f"--bits must be of 2 to 8, not {' '.join(map(str, options.bits))}; the network in "
             "float is a method, float"
         )
-    folder = _writable_folder(options.out or RESULTS_FOLDER)
+    folder = _out_folder(options.out or RESULTS_FOLDER)
     methods = options.methods or ["bicubic", *PRESETS]
     cells = standard_grid() if options.standard else []
     for draw in () if options.standard else options.draws:
@@ -539,7 +532,7 @@ def _train(options):
         raise ValueError(f"NAME is missing; there are {', '.join(recipes.RECIPES)}")
     precision = "float32" if options.float32 else "bfloat16"
     recipe = recipes.recipe(options.name, options.changes, precision)
-    out = _writable_folder(options.out or recipes.RUNS_FOLDER / options.name)
+    out = _out_folder(options.out or recipes.RUNS_FOLDER / options.name)
     initial = options.initial
     if initial is None and not (out / "checkpoint.pt").exists():
         initial = recipes.default_initial(options.name)
@@ -569,7 +562,7 @@ def _publish(options):
     from .sr.datasets import BENCHMARK_SETS
     from .study import publishing, recipes
 
-    folder = _writable_folder(options.out or publishing.WEIGHTS_FOLDER)
+    folder = _out_folder(options.out or publishing.WEIGHTS_FOLDER)
     run = options.folder or recipes.RUNS_FOLDER / options.name
     sets = options.sets or BENCHMARK_SETS
     weights = publishing.publish(

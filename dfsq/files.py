@@ -1,10 +1,36 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, in folders that can be written to."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+
+def writable_folder(folder, instead):
+    """The folder, made if it is not there; refused before any work if it cannot be written to.
+
+    Parameters
+    ----------
+    folder : str or Path
+    instead : str
+        What to do in that case, the end of the message.
+
+    Raises
+    ------
+    OSError
+        If no file can be written in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".dfsq-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write to {folder}: {reason}; {instead}") from None
+    return folder
 
 
 def write_whole(path, write):

@@ -540,6 +540,14 @@ def test_a_run_without_a_cell_is_refused(bench):
         bench().run(grid(["net"], ["x"], ["sq"], [4], layers="all"))
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(weights, cell, tmp_path):
+    (tmp_path / "file").touch()
+    bench = Bench(Store(tmp_path / "file" / "results"))
+    bench.compute = None  # nothing is computed
+    with pytest.raises(OSError, match=r"cannot write to .*results: .*; name another folder"):
+        run(bench, replace(cell, method="bicubic", bits=32))
+
+
 def test_a_draw_below_zero_is_refused():
     with pytest.raises(ValueError, match="draw must be at least 0, not -1"):
         Cell("net", draw=-1)

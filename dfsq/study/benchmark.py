@@ -27,7 +27,7 @@ from .. import sr
 from ..calibration import Calibration, calibrate, find_layers, needs_inputs
 from ..config import PRESETS, Config, with_all_layers
 from ..convert import float_digest, quantize
-from ..files import write_whole
+from ..files import writable_folder, write_whole
 from ..histogram import edges_for
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
@@ -727,12 +727,17 @@ class Bench:
         ------
         ValueError
             Without a cell.
+        OSError
+            If the store's folder cannot be written to, before any row is computed.
         """
         if not cells:
             raise ValueError(
                 "no cell to compute; activations by SQ's set go with 2 to 4 bits and layers='body'"
             )
         missing = self.missing(cells)
+        if missing:
+            instead = "name another folder for the store, or for the cache in DFSQ_CACHE"
+            writable_folder(self.store.folder, instead)
         self.keep_inputs = any(
             needs_inputs(self.config(cell))
             for cell in missing
