@@ -16,6 +16,11 @@ def writable_folder(folder, instead):
     instead : str
         What to do in that case, the end of the message.
 
+    Returns
+    -------
+    Path
+        The folder.
+
     Raises
     ------
     OSError

@@ -250,10 +250,10 @@ def standard_grid():
     cells += ablation_grid()
     for name in own:
         cells += grid([name], INGREDIENT_SETS, ingredients(name), [4])
-    # comparable to float at 6 bits, and is that the subset's merit?
+    # first what decides whether 6 bits are comparable to float, then what is soon done
     cells += grid(own, ["Urban100"], core, [6])
     cells += grid(own, INGREDIENT_SETS, core, [6, 8, 3])
-    cells += grid(["edsr-x2"], sets, core, [3, 2, 6, 8])
+    cells += grid(own, sets, core, [3, 2, 6, 8])
     return list(dict.fromkeys(cells))
 
 
