@@ -231,6 +231,20 @@ def test_published_values_have_a_protocol_and_a_source():
     assert not table.method.str.contains("DFSQ").any()  # its tables could not be read
 
 
+def test_networks_say_whose_weights_they_have():
+    table = tables.networks(["edsr-8-x2", "edsr-baseline-x2", *trained_names()])
+    of_others = table[table["trained by"] != "this project"]
+    assert of_others.index.tolist() == ["edsr-8-x2", "edsr-baseline-x2"]
+    assert of_others["from"].str.startswith("https://").all()
+    assert of_others["began as"].tolist() == ["", ""]
+    assert "raw" not in table["from"]["edsr-8-x2"]  # the repository, not the file
+    began = table["began as"][list(trained_names())]
+    assert began["edsr-long-x2"] == began["edsr-x4"] == "edsr-x2"  # the latter by way of itself
+    assert began["srresnet-x4"] == "srresnet-x2"
+    assert began["rdn-small-x4"] == "rdn-small-x2"
+    assert began["edsr-x2"] == began["srresnet-x2"] == began["rdn-small-x2"] == ""
+
+
 # --- the committed tables ---
 
 #: Full precision by the published protocol.
@@ -297,3 +311,7 @@ def test_repeats_of_rows():
     assert len(found) > 50
     assert sorted(zip(found.id, found.change, strict=True)) == sorted(expected)
     assert tables.repeated(rows, store.images, store.repeats.iloc[:0]).empty
+    small = found[(found.dataset == "Set5") & (found.loss < 0.1)]
+    most = tables.rounding(rows, store.images, store.repeats)
+    assert most == max(abs(change) for change in small.change)
+    assert 0 < most < 0.1

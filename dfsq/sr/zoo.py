@@ -33,12 +33,15 @@ class Entry:
         In ``data/weights`` if `embedded`, else a registered file, see :mod:`dfsq.sr.fetch`.
     build : callable
         State dict to network.
-    description : str
+    network : str
+        Its architecture.
+    trained_by : str
     """
 
     file: str
     build: Callable
-    description: str
+    network: str
+    trained_by: str
     embedded: bool = False
 
 
@@ -408,7 +411,8 @@ def _trained(name, build, title, scales=(2, 4)):
         f"{name}-x{scale}": Entry(
             f"{name}-x{scale}.safetensors",
             lambda state: build(state, value_range=1.0),
-            f"{title} x{scale}, trained by this project",
+            title,
+            "this project",
             embedded=True,
         )
         for scale in scales
@@ -419,25 +423,28 @@ def _trained(name, build, title, scales=(2, 4)):
 ENTRIES = {
     **_trained("edsr", edsr_from_state, "EDSR-baseline"),
     **_trained("srresnet", srresnet_from_state, "SRResNet with 16 blocks"),
-    **_trained("rdn", rdn_from_state, "RDN"),
-    **_trained("rdn-small", rdn_from_state, "a shallow RDN"),
-    **_trained("edsr-long", edsr_from_state, "EDSR-baseline with longer training", scales=(2,)),
+    **_trained("rdn", rdn_from_state, "RDN with 16 blocks of 8 layers"),
+    **_trained("rdn-small", rdn_from_state, "RDN with 8 blocks of 4 layers"),
+    **_trained("edsr-long", edsr_from_state, "EDSR-baseline", scales=(2,)),
     "edsr-baseline-x2": Entry(
-        "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline x2, official"
+        "weights/edsr_baseline_x2-1bc95232.pt", edsr_from_state, "EDSR-baseline", "its authors"
     ),
     "edsr-baseline-x4": Entry(
-        "weights/edsr_baseline_x4-6b446fab.pt", edsr_from_state, "EDSR-baseline x4, official"
+        "weights/edsr_baseline_x4-6b446fab.pt", edsr_from_state, "EDSR-baseline", "its authors"
     ),
     "edsr-8-x2": Entry(
-        "weights/EDSR-8-x2-0000.params", edsr_from_mxnet, "EDSR with 8 blocks x2, by krasserm"
+        "weights/EDSR-8-x2-0000.params", edsr_from_mxnet, "EDSR with 8 blocks", "krasserm"
     ),
     "srresnet-8-x4": Entry(
-        "weights/SRResNet_4x-0000.params", srresnet_from_mxnet, "SRResNet with 8 blocks x4"
+        "weights/SRResNet_4x-0000.params",
+        srresnet_from_mxnet,
+        "SRResNet with 8 blocks",
+        "not known",
     ),
-    "imdn-x2": Entry("weights/IMDN_x2.pth", imdn_from_state, "IMDN x2, official"),
-    "imdn-x4": Entry("weights/IMDN_x4.pth", imdn_from_state, "IMDN x4, official"),
-    "rlfn-x2": Entry("weights/rlfn_x2.pth", rlfn_from_state, "RLFN x2, official"),
-    "rlfn-x4": Entry("weights/rlfn_x4.pth", rlfn_from_state, "RLFN x4, official"),
+    "imdn-x2": Entry("weights/IMDN_x2.pth", imdn_from_state, "IMDN", "its authors"),
+    "imdn-x4": Entry("weights/IMDN_x4.pth", imdn_from_state, "IMDN", "its authors"),
+    "rlfn-x2": Entry("weights/rlfn_x2.pth", rlfn_from_state, "RLFN", "its authors"),
+    "rlfn-x4": Entry("weights/rlfn_x4.pth", rlfn_from_state, "RLFN", "its authors"),
 }
 
 

@@ -1,5 +1,7 @@
 """Tables of results as a reader wants them: losses with intervals, the best of a group marked."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,8 @@ from scipy.stats import ttest_1samp
 
 from ..convert import float_digest
 from ..sr.datasets import BENCHMARK_SETS
-from ..sr.fetch import files_of
-from ..sr.zoo import load_model, trained_names
+from ..sr.fetch import files_of, registry
+from ..sr.zoo import ENTRIES, WEIGHTS_FOLDER, load_model, trained_names
 from .benchmark import CALIBRATION, PROTOCOL_VERSION, method_version, standard_grid
 
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
@@ -28,6 +30,39 @@ def published():
     wide = table.pivot(index=by, columns="dataset", values="psnr")[list(BENCHMARK_SETS)]
     order = table[by].drop_duplicates()
     return wide.loc[pd.MultiIndex.from_frame(order)].reset_index().rename_axis(columns=None)
+
+
+def networks(names):
+    """What the networks of the tables are, and whose weights they have.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Of :func:`dfsq.sr.model_names`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by name: ``network`` (its architecture), ``trained by``, ``began as`` (whose weights
+        the training of one of ours began with, else empty) and ``from`` (the repository of
+        published weights, else empty).
+    """
+    found = {}
+    for name in names:
+        entry, began, address = ENTRIES[name], "", ""
+        if entry.embedded:
+            run = json.loads((WEIGHTS_FOLDER / f"{name}.json").read_text())
+            while (run := run["initial"]) and run["name"] == name:  # an earlier run of its own
+                pass
+            began = run["name"] if run else ""
+        else:
+            raw = r"https://raw\.githubusercontent\.com/([^/]+/[^/]+)/"
+            url = registry().url[entry.file]
+            match = re.match(raw, url)
+            address = f"https://github.com/{match[1]}" if match else url.rsplit("/", 1)[0]
+        found[name] = (entry.network, entry.trained_by, began, address)
+    columns = ["network", "trained by", "began as", "from"]
+    return pd.DataFrame.from_dict(found, "index", columns=columns)
 
 
 def current(results):
@@ -174,6 +209,24 @@ def repeated(rows, images, repeats):
         return found.iloc[:0].assign(change=0.0)
     found = found.merge(repeats[["id", "psnr"]], on="id", suffixes=("", "_before"))
     return found.assign(change=found.psnr - found.pop("psnr_before"))
+
+
+def rounding(rows, images, repeats):
+    """The most that another rounding of sums changed the PSNR of a row that loses little.
+
+    Parameters
+    ----------
+    rows, images, repeats : pandas.DataFrame
+        See :func:`repeated`.
+
+    Returns
+    -------
+    float
+        In dB, over rows on Set5 that lose less than 0.1 dB. A smaller difference between two
+        rows in single precision is not decided by its interval, which knows of the images only.
+    """
+    twice = repeated(rows[rows.dataset == "Set5"], images, repeats)
+    return float(twice.change[twice.loss < 0.1].abs().max())
 
 
 def interval(values, level=0.95):
