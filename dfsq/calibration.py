@@ -214,9 +214,18 @@ def as_batches(images):
     >>> [tuple(batch.shape) for batch in as_batches(images)]
     [(1, 3, 8, 6), (1, 3, 4, 4)]
     """
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim < 4:
+        raise ValueError(
+            f"images must be several, not one of shape {tuple(images.shape)}; put it into a list"
+        )
     batches = []
     for i, image in enumerate(images):
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            if image.ndim not in (2, 3):
+                raise ValueError(
+                    f"calibration image {i}: a uint8 array must have shape (H, W, C) or (H, W), "
+                    f"not {image.shape}"
+                )
             image = image[..., None] if image.ndim == 2 else image
             image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         if not isinstance(image, torch.Tensor) or not image.is_floating_point():

@@ -182,6 +182,9 @@ class Config:
                 "overrides must be fields by name pattern, such as {'head.*': {'act_bits': 8}}, "
                 f"not {self.overrides!r}"
             ) from None
+        for pattern, _ in overrides:
+            if not isinstance(pattern, str):
+                raise ValueError(f"overrides must be by name pattern, a text, not by {pattern!r}")
         object.__setattr__(self, "overrides", overrides)
         allowed = {
             "weight_bits": BITS,
@@ -223,7 +226,12 @@ class Config:
                     raise ValueError(
                         f"budget=True goes with {name}={value!r}, not {getattr(self, name)!r}"
                     )
-        universal_set(self.universal, self.words)
+        points = universal_set(self.universal, self.words)
+        if self.selector == "symmetric" and (points * 2**10 % 1).any():
+            raise ValueError(
+                "selector='symmetric' goes with a universal set of multiples of 2**-10, not with "
+                f"universal={self.universal!r}, words={self.words!r}"
+            )
         if self.selector == "symmetric" and self.universal == "sq" and 4 < self.act_bits < 32:
             raise ValueError(
                 f"act_bits must be 4 or less for SQ's set of 15 magnitudes, not {self.act_bits}"
@@ -295,6 +303,8 @@ class Config:
     def from_json(cls, text):
         """The inverse of :meth:`to_json`; unknown fields and formats are refused."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a configuration must be a JSON object, not {type(values).__name__}")
         version = values.pop("format", None)
         if version != FORMAT:
             raise ValueError(f"format must be {FORMAT}, not {version!r}; update dfsq to read it")

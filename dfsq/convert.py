@@ -184,6 +184,10 @@ def quantize(model, images, config=None, *, progress=True):
     True
     """
     config = Config() if config is None else config
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"config must be a dfsq.Config, such as dfsq.Config.preset('dfsq'), not {config!r}"
+        )
     if isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("the network is quantized already; give the float one")
     for name, conv in find_layers(model, config).items():

@@ -124,7 +124,10 @@ def _is_dynamic(conv):
 
 
 def storage(model):
-    """Bits that each quantized layer takes in a file.
+    """Bits that each quantized layer takes by itself, packed as in a file of :func:`dfsq.save`.
+
+    Such a file leaves out biases and weights that are still those of the float network, which
+    :func:`dfsq.load` is given; here they are counted.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def universal_words(universal="dfsq", words=None):
     """
     if isinstance(universal, str) and universal == "dfsq":
         words = 4 if words is None else words
-        if words not in (1, 2, 3, 4):
+        if not isinstance(words, int) or words not in (1, 2, 3, 4):
             raise ValueError(f"words must be 1, 2, 3 or 4, not {words!r}")
         return tuple((1.0, 2.0**-i, 2.0 ** -(i + 4), 0.0) for i in range(1, words + 1))
     if words is not None:

@@ -758,6 +758,20 @@ def test_rows_of_a_users_network_are_keyed_by_its_file(bench, cell, tmp_path, co
     network.write_text("# another")
     assert run(bench(), of_file).id[0] != first
     assert len(computed) == 2
+    network.write_text("# a network")
+    assert run(bench(), of_file).id[0] == first
+
+
+@pytest.mark.parametrize("field", ["model", "method"])
+def test_rows_of_a_users_file_are_keyed_by_what_it_imports(bench, cell, tmp_path, computed, field):
+    own, neighbour = tmp_path / "own.py", tmp_path / "neighbour_of_own.py"
+    own.write_text("from neighbour_of_own import made")
+    ids = []
+    for text in ("made = 1", "made = 2", "made = 1"):
+        neighbour.write_text(text)
+        (tmp_path / "other.py").write_text(text)  # which is not imported
+        ids.append(bench().key(replace(cell, **{field: f"{own}:made"})))
+    assert ids[0] == ids[2] != ids[1]
 
 
 def test_methods_with_fields_that_differ(bench, cell):

@@ -355,6 +355,14 @@ def test_digest_is_of_pixels_and_shapes(images):
         ([torch.zeros(3, 8, 8, dtype=torch.uint8)], r"not torch\.uint8"),
         ([torch.zeros(8, 8)], r"must be \(C, H, W\) or \(N, C, H, W\), .* not \(8, 8\)"),
         ([torch.zeros(3, 0, 8)], r"not \(1, 3, 0, 8\)"),
+        (
+            np.zeros((9, 8, 3), np.uint8),
+            r"several, not one of shape \(9, 8, 3\); put it into a list",
+        ),
+        (np.zeros((9, 8), np.uint8), r"several, not one of shape \(9, 8\)"),
+        (torch.rand(3, 9, 8), r"several, not one of shape \(3, 9, 8\)"),
+        ([np.zeros((2, 9, 8, 3), np.uint8)], r"\(H, W, C\) or \(H, W\), not \(2, 9, 8, 3\)"),
+        ([np.zeros(9, np.uint8)], r"calibration image 0: .* not \(9,\)"),
         ([torch.rand(3, 8, 8), torch.full((3, 8, 8), np.nan)], "calibration image 1 holds NaN"),
     ],
 )

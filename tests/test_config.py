@@ -29,6 +29,8 @@ def test_json_round_trip(config):
 
 def test_files_that_are_not_of_this_format():
     values = json.loads(Config().to_json())
+    with pytest.raises(ValueError, match="must be a JSON object, not list"):
+        Config.from_json("[]")
     with pytest.raises(ValueError, match="format must be 2, not 3; update dfsq"):
         Config.from_json(json.dumps(values | {"format": 3}))
     with pytest.raises(ValueError, match="format must be 2, not None"):
@@ -56,6 +58,7 @@ def test_files_that_are_not_of_this_format():
         ("universal", 7, "dfsq, sq or a list of words"),
         ("universal", [1, 0], "list of words, each a list of numbers"),
         ("words", 5, "1, 2, 3 or 4"),
+        ("words", 2.0, "1, 2, 3 or 4"),
         ("error_units", "input", "normalized, output"),
         ("order", "random", "diagonal, given"),
         ("least_squares", 1, "True, False"),
@@ -151,6 +154,21 @@ def test_overrides_by_layer():
 def test_overrides_are_validated(changes, message):
     with pytest.raises(ValueError, match=message):
         Config(overrides=(("head", changes),))
+
+
+def test_overrides_are_by_name():
+    with pytest.raises(ValueError, match="overrides must be by name pattern, a text, not by 1"):
+        Config(overrides={1: {"act_bits": 8}})
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 4])
+def test_symmetric_subsets_are_of_a_set_on_the_dyadic_grid(words):
+    """Three words make thirds, of which a histogram of both signs cannot be folded."""
+    if words == 3:
+        with pytest.raises(ValueError, match=r"selector='symmetric' goes with .* words=3"):
+            Config(selector="symmetric", words=words, act_bits=2)
+    else:
+        Config(selector="symmetric", words=words, act_bits=2)
 
 
 @pytest.mark.parametrize("value", [3, {"head": 3}, ["head"], [("head", {}, 1)]])

@@ -98,6 +98,12 @@ def test_convolution_by_convolution(net):
     assert torch.equal(run(quantize(net, config)), expected)
 
 
+@pytest.mark.parametrize("config", ["dfsq", {"act_bits": 4}])
+def test_a_configuration_that_is_none(net, config):
+    with pytest.raises(ValueError, match=r"must be a dfsq.Config, such as .*preset\('dfsq'\), not"):
+        dfsq.quantize(net, make_images(), config)
+
+
 def test_float_is_the_network_itself(net):
     assert torch.equal(run(quantize(net, Config.preset("float"))), run(net))
 

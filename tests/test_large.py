@@ -127,6 +127,62 @@ def test_a_convolution_behind_another_writes_over_its_input(
     assert (found.data_ptr() == between[1]) == (strip < 23 * 19)
 
 
+class Kept(nn.Module):
+    """Keeps what goes through it."""
+
+    def forward(self, x):
+        self.seen = x
+        return x
+
+
+def seen_outside(body, x):
+    first = body[0](x)
+    return body[1](first) + first / 2
+
+
+def kept(body, x):
+    return body(x) + body[1].seen
+
+
+def conv():
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "forward"),
+    [
+        (lambda: [conv(), conv()], seen_outside),
+        (lambda: [shared := conv(), nn.ReLU(), shared], lambda body, x: body(x) + x),
+        (lambda: [conv(), Kept(), conv()], kept),
+        (lambda: [nn.ReLU(), conv(), nn.Sigmoid(), conv()], lambda body, x: body(x) + x),
+    ],
+    ids=["called one by one", "used twice", "kept between", "what is not known between"],
+)
+def test_an_input_that_others_see_is_not_written_over(monkeypatch, modules, forward):
+    monkeypatch.setattr(large, "STRIP", 60)
+    body, x = nn.Sequential(*modules()).eval(), torch.randn(1, 4, 23, 19)
+    before = x.clone()
+    with torch.no_grad():
+        expected = forward(body, x)
+        with large.convolved_in_strips(body):
+            found = forward(body, x)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(x, before)
+    assert not body._forward_hooks
+    assert not body._forward_pre_hooks
+
+
+def test_inputs_are_nobodys_own_after_a_failure(monkeypatch):
+    monkeypatch.setattr(large, "STRIP", 60)
+    body, x = nn.Sequential(conv(), nn.ReLU(), conv()).eval(), torch.randn(1, 4, 23, 19)
+    with torch.no_grad(), large.convolved_in_strips(body):
+        with pytest.raises(RuntimeError):
+            body(x[:, :3])
+        before = x.clone()
+        body[2](x)
+    assert torch.equal(x, before)
+
+
 def test_statistics_are_those_of_the_whole_image(photograph, monkeypatch):
     """One bright corner changes what all other strips are quantized by."""
     monkeypatch.setattr(large, "STRIP", 100)

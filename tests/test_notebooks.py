@@ -140,6 +140,27 @@ def test_run_with_defaults_and_with_values(write, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.ipynb", "study.ipynb"]
 
 
+def test_an_executed_notebook_runs_with_its_defaults_again(write, tmp_path):
+    executed, output = tmp_path / "executed.ipynb", tmp_path / "out.ipynb"
+    run(write(SHOW), executed, {"bits": "3"})
+    run(executed, output)
+    assert printed(output) == "(4, 0.5, 'a # b', False, [2, 3])\n"
+    run(executed, output, {"rate": "1"})
+    assert printed(output) == "(4, 1.0, 'a # b', False, [2, 3])\n"
+    assert len(nbformat.read(output, as_version=4).cells) == 4
+
+
+def test_the_output_is_not_the_notebook_itself(write, tmp_path):
+    path = write(SHOW)
+    before = path.read_bytes()
+    for output in (path, tmp_path / "again.ipynb"):
+        if output != path:
+            output.symlink_to(path)
+        with pytest.raises(NotebookError, match="it is the notebook itself; name another file"):
+            run(path, output, {"bits": "3"})
+    assert path.read_bytes() == before
+
+
 def test_the_kernel_is_this_interpreter_and_no_path_is_kept(write, tmp_path):
     path, output = write("import sys; print(sys.prefix)"), tmp_path / "out.ipynb"
     run(path, output)

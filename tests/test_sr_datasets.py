@@ -288,7 +288,10 @@ def test_crops_are_flipped_and_rotated_parts_of_the_lr_images(folder):
 
 
 def test_crops_of_a_folder_skip_images_that_are_too_small(folder):
-    crops = calibration_crops(folder, 2, 20, size=10)
+    count = len(load_dataset(folder))
+    message = rf"{count - 1} of {count} images of .* smaller than a crop of 20x20 pixels"
+    with pytest.warns(UserWarning, match=message):
+        crops = calibration_crops(folder, 2, 20, size=10)
     source = load_dataset(folder)[1].lr  # b, the only one with 10 rows
     values = set(map(tuple, source.reshape(-1, 3)))
     assert all(set(map(tuple, c.reshape(-1, 3))) <= values for c in crops)

@@ -213,6 +213,9 @@ def test_images_that_cannot_be_compared(measure):
             measure(a, other, border)
     with pytest.raises(ValueError, match=r"one shape \(H, W, 3\)"):
         measure(a[..., 0], a[..., 0], 0)
+    for pair in ((a / 255, a / 255), (a, a.astype(float)), (a.astype(np.uint16), a)):
+        with pytest.raises(ValueError, match="both images must be uint8, not"):
+            measure(*pair, 0)
 
 
 def test_ssim_needs_eleven_pixels():
@@ -248,6 +251,14 @@ def test_what_is_no_image(value):
         to_image(torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="the image holds NaN or infinity"):
         to_image(torch.full((1, 3, 4, 4), value))
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
+def test_what_is_no_image_to_upscale(image):
+    with pytest.raises(
+        ValueError, match=r"must be uint8 of shape \(H, W, 3\), not (float64|uint8)"
+    ):
+        to_tensor(image)
 
 
 def test_bicubic_of_a_batch():

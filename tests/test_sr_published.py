@@ -205,6 +205,12 @@ def test_altered_and_missing_files_are_named(tmp_path, monkeypatch):
         dfsq.sr.load_dataset("Set5")
 
 
+def test_a_folder_of_data_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("DFSQ_DATA", str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"DFSQ_DATA names no folder: .*data; mend it, or unset"):
+        dfsq.sr.load_dataset("Set5")
+
+
 def test_download(tmp_path, monkeypatch):
     """From an address that can be reached without a network."""
     monkeypatch.setenv("DFSQ_CACHE", str(tmp_path / "cache"))

@@ -12,7 +12,7 @@ from dfsq.sr import zoo
 from dfsq.sr.datasets import load_dataset
 from dfsq.sr.imaging import imresize, psnr_y, to_image, to_tensor
 from dfsq.sr.models.edsr import EDSR
-from dfsq.sr.zoo import edsr_from_state, load_model, model_names, read_weights
+from dfsq.sr.zoo import edsr_from_state, load_model, model_names, read_weights, user_sources
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +333,32 @@ def test_a_users_file_hides_no_module(users, monkeypatch):
 def test_networks_of_the_users_that_are_refused(users, added, message):
     with pytest.raises(ValueError, match=message):
         load_model(f"{users(USERS + added)}:build")
+
+
+def test_neighbours_of_a_users_file_are_read_again(users, tmp_path):
+    name = f"{users(USERS)}:build"
+    before = run(load_model(name), image := torch.rand(1, 3, 12, 10))
+    assert {*user_sources(name)} == {"__main__", "neighbour"}
+    (tmp_path / "neighbour.py").write_text("SHARPNESS = 0.03  # less")
+    assert not torch.equal(run(load_model(name), image), before)
+
+
+def test_sources_are_those_that_are_imported(users, tmp_path):
+    users("import neighbour\n", "between.py")
+    users("", "unused.py")
+    (tmp_path / "parts").mkdir()
+    users("from . import sub\n", "parts/__init__.py")
+    users("", "parts/sub.py")
+    text = "import torch, between\ndef f():\n    import parts\n"
+    name = f"{users(text)}:f"
+    found = {module: str(path.relative_to(tmp_path)) for module, path in user_sources(name).items()}
+    assert found == {
+        "__main__": "mine.py",
+        "between": "between.py",
+        "neighbour": "neighbour.py",
+        "parts": "parts/__init__.py",
+        "parts.sub": "parts/sub.py",
+    }
 
 
 def test_a_users_file_that_is_not_there(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,7 +241,8 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     ----------
     source : str or path
         ``"photographs"``, the embedded calibration photographs (none of them a test photograph),
-        a set of ``CALIBRATION_SETS``, or a folder of HR images.
+        a set of ``CALIBRATION_SETS``, or a folder of HR images. Images smaller than a crop are
+        left out, with a warning.
     scale : int
     count : int
         Number of crops.
@@ -271,6 +273,12 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     lrs = [lr for lr in lrs if min(lr.shape[:2]) >= size]
     if not lrs:
         raise ValueError(f"no image of {source} has an LR image of {size}x{size} pixels")
+    if len(lrs) < len(images):
+        warnings.warn(
+            f"{len(images) - len(lrs)} of {len(images)} images of {source} are smaller than a crop "
+            f"of {size * scale}x{size * scale} pixels and are left out",
+            stacklevel=2,
+        )
     generator, crops = np.random.default_rng(seed), []
     for _ in range(count):
         lr = lrs[generator.integers(len(lrs))]

@@ -62,8 +62,15 @@ def local(file):
 
     ``$DFSQ_DATA`` first, then the cache. An image may lie there as WebP or BMP too, which
     :func:`verify` takes where its pixels are registered (Urban100).
+
+    Raises
+    ------
+    ValueError
+        If ``$DFSQ_DATA`` is set and names no folder.
     """
     roots = [Path(os.environ["DFSQ_DATA"])] if os.environ.get("DFSQ_DATA") else []
+    if roots and not roots[0].is_dir():
+        raise ValueError(f"DFSQ_DATA names no folder: {roots[0]}; mend it, or unset it")
     for root in (*roots, cache()):
         path = root / file
         for candidate in (path, *(path.with_suffix(s) for s in (".webp", ".bmp"))):

@@ -114,6 +114,8 @@ def _luma_pair(result, target, border):
         raise ValueError(
             f"both images must have one shape (H, W, 3), not {result.shape} and {target.shape}"
         )
+    if result.dtype != np.uint8 or target.dtype != np.uint8:
+        raise ValueError(f"both images must be uint8, not {result.dtype} and {target.dtype}")
     if border < 0 or 2 * border >= min(result.shape[:2]):
         raise ValueError(
             f"border must be at least 0 and leave pixels of {result.shape[:2]}, not {border!r}"
@@ -176,6 +178,11 @@ def to_tensor(image):
     """uint8 (H, W, 3) in 0..255 to a float32 tensor (1, 3, H, W) in 0..1."""
     import torch
 
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(
+            f"an image must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}"
+        )
     return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import torch
@@ -157,8 +158,10 @@ def user_function(name):
         If there is no such file or function, or the file does not run.
     """
     path, _, function = str(name).rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"{name}: there is no file {path}")
+    for module, file in user_sources(name).items():
+        # neighbours are imported again, as the file itself is: they may have changed
+        if getattr(sys.modules.get(module), "__file__", None) == str(file):
+            del sys.modules[module]
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last, so that no file of the user's hides a module of others
@@ -173,6 +176,38 @@ def user_function(name):
     if not callable(made):
         raise ValueError(f"{path} has no function {function!r}")
     return made
+
+
+def user_sources(name):
+    """The Python files that a function of the user's depends on, as far as they are its neighbours.
+
+    Parameters
+    ----------
+    name : str
+        See :func:`user_function`.
+
+    Returns
+    -------
+    dict of Path
+        By the names of their modules, in order: the file itself, ``__main__``, and what it imports
+        from its own folder, those files from there, and so on.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it does not compile.
+    """
+    path = Path(str(name).rpartition(":")[0])
+    if not path.is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    path = path.resolve()
+    finder = ModuleFinder(path=[str(path.parent)])
+    try:
+        finder.run_script(str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    files = {name: module.__file__ for name, module in finder.modules.items()}
+    return {name: Path(files[name]) for name in sorted(files) if files[name]}
 
 
 def _user_model(name):

@@ -33,7 +33,7 @@ from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, running_on, upscale
-from ..sr.zoo import is_user_function, trained_names, user_function
+from ..sr.zoo import is_user_function, trained_names, user_function, user_sources
 from ..universal import universal_set
 from .devices import choose_device
 from .double import convolving_in_strips
@@ -514,8 +514,9 @@ def _weights_digest(name, model):
 
 
 def _file_digest(function):
-    """Digest of the file of a user's function."""
-    return hashlib.sha256(Path(function.rpartition(":")[0]).read_bytes()).hexdigest()
+    """Digest of the file of a user's function, and of the neighbours that it imports."""
+    sources = user_sources(function).values()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _on_any_images(cell):

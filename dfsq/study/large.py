@@ -5,7 +5,9 @@ nothing forbids to quantize and convolve a few rows at a time, and the upsampler
 largest, sees a pixel's neighbourhood only. What remains in memory are the body's own maps.
 """
 
+from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ LARGE = 2**20
 STRIP = 2**17
 #: Rows of features beyond a strip that the upsampler is given: more than any of the zoo sees.
 HALO = 8
+#: Modules that keep nothing of what goes through them.
+_SEEN_THROUGH = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.BatchNorm2d, nn.Identity)
 
 
 def has_parts(model):
@@ -36,7 +40,9 @@ def convolved_in_strips(model):
 
     The same values as otherwise, up to the order of the sums, without copies of whole maps:
     convolutions need one of the layout they work in, a quantizer one of its output. A convolution
-    behind another one in an ``nn.Sequential``, whose input nobody else can see, writes over it.
+    behind another one in an ``nn.Sequential`` writes over its input, while that sequence runs and
+    if nobody else can see it: with nothing but activation functions and batch normalization
+    between them, and the convolution used nowhere else.
     Quantizers without a codebook, which are controls only, still take whole maps.
 
     Gradients are not for this: use it under :class:`torch.no_grad`.
@@ -49,30 +55,51 @@ def convolved_in_strips(model):
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     ]
-    behind = set(_behind_another(model))
     for conv in convs:
-        conv.forward = _Strips(conv, owns_input=conv in behind)
+        conv.forward = _Strips(conv)
+    hooks = []
+    for sequence, behind in _behind_another(model):
+        strips = [conv.forward for conv in behind if isinstance(conv.forward, _Strips)]
+        hooks.append(sequence.register_forward_pre_hook(partial(_own, strips, True)))
+        hooks.append(sequence.register_forward_hook(partial(_own, strips, False), always_call=True))
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for conv in convs:
             del conv.forward
 
 
 def _behind_another(model):
-    """Convolutions that follow another one in an ``nn.Sequential``."""
+    """Each ``nn.Sequential`` with those of its convolutions whose input is seen by nobody else."""
+    used = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for sequence in model.modules():
-        if isinstance(sequence, nn.Sequential):
-            convs = [module for module in sequence if isinstance(module, nn.Conv2d)]
-            yield from convs[1:]
+        if isinstance(sequence, nn.Sequential) and type(sequence).forward is nn.Sequential.forward:
+            behind, passed_on = [], False
+            for module in sequence:
+                if isinstance(module, nn.Conv2d):
+                    if passed_on and used[module] == 1:
+                        behind.append(module)
+                    passed_on = True
+                elif not isinstance(module, _SEEN_THROUGH):
+                    passed_on = False
+            if behind:
+                yield sequence, behind
+
+
+def _own(strips, whether, *_):
+    """A hook: whether convolutions own their inputs from now on."""
+    for strip in strips:
+        strip.owns_input = whether
 
 
 class _Strips:
     """A convolution's forward pass, strip by strip."""
 
-    def __init__(self, conv, owns_input):
+    def __init__(self, conv):
         self.conv = conv
-        self.owns_input = owns_input
+        self.owns_input = False
 
     def __call__(self, x):
         conv = self.conv

@@ -244,6 +244,7 @@ def execute(path, output, values=None, *, cwd=None, progress=True):
         The notebook.
     output : str or Path
         Where the executed notebook goes; a file there is replaced on success and kept on failure.
+        Not the notebook itself.
     values : dict, optional
         Parameters by name, each of its declared type or as text.
     cwd : str or Path, optional
@@ -260,7 +261,11 @@ def execute(path, output, values=None, *, cwd=None, progress=True):
     ------
     NotebookError
         If a parameter is unknown or has a wrong type (nothing is run), if the output cannot be
-        written (nothing is run), or if a cell fails.
+        written or is the notebook itself (nothing is run), or if a cell fails.
+
+    Notes
+    -----
+    Of a notebook that has been executed before, parameters given then are forgotten.
     """
     path, output = Path(path), Path(output)
     values = parse(values or {}, parameters(path))
@@ -268,6 +273,8 @@ def execute(path, output, values=None, *, cwd=None, progress=True):
     partial = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
     if output.is_dir():
         raise NotebookError(f"cannot write {output}: it is a folder; name a file in it")
+    if output.exists() and output.samefile(path):
+        raise NotebookError(f"cannot write {output}: it is the notebook itself; name another file")
     with _writing(output):
         partial.touch()  # a folder that cannot be written to is found out now, not after the run
     try:
@@ -300,10 +307,16 @@ def _run(path, output_name, values, cwd, progress):
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
+    given = nbformat.read(path, as_version=4)
+    given.cells = [
+        cell
+        for cell in given.cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])  # of a run before this one
+    ]
     try:
         # The kernel is this interpreter's own, whatever kernel the notebook was last saved with.
         notebook = papermill.execute_notebook(
-            path,
+            given,
             None,
             values,
             kernel_name="python3",
