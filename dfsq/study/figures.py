@@ -78,6 +78,38 @@ def color(method):
     return COLORS.get(method, STATIC_COLOR)
 
 
+def through_the_quantizer(given, normalized, points, universal, returned):
+    """A channel's map on its way through the quantizer: as it is, normalized, and given back.
+
+    Parameters
+    ----------
+    given, returned : array, shape (H, W)
+        The map before and after.
+    normalized : array, shape (H, W)
+    points : array
+        The channel's points.
+    universal : array
+        The universal set, drawn as ticks.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), width_ratios=[1, 1.6, 1])
+    span = {"vmin": given.min(), "vmax": given.max(), "cmap": "gray"}
+    for axis, values, title in ((left, given, "the map $x$"), (right, returned, "given back")):
+        axis.imshow(values, **span)
+        axis.set_title(title)
+        axis.set(xticks=[], yticks=[])
+    right.set_title(rf"given back, $\hat{{x}}$: {len(np.unique(returned))} values")
+    share, edges = np.histogram(normalized, bins=96, range=(-1, 1))
+    middle.stairs(share / share.sum(), edges, fill=True, color="#BBD7EA")
+    top = 1.05 * share.max() / share.sum()
+    middle.vlines(points, 0, top, color=BLUE, lw=1)
+    middle.plot(universal, np.full(len(universal), -0.06 * top), "|", color=GREY, ms=7, mew=0.6)
+    middle.set_title(f"normalized, $z$, and its {len(points)} points")
+    middle.set_xlabel("normalized value; grey, the universal set")
+    middle.set_ylabel("share of pixels")
+    middle.set(xticks=np.linspace(-1, 1, 5), ylim=(-0.12 * top, top))
+    return figure
+
+
 def codebooks(histogram, channel, selections, universal):
     """One channel's distribution, and the points that each selector takes.
 
