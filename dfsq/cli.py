@@ -176,7 +176,12 @@ def _parser():
         "--draws", nargs="+", type=int, default=[0], metavar="SEED", help="of the calibration crops"
     )
     bench.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of K-means"
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="SEED",
+        help="of K-means; other methods have none",
     )
     bench.add_argument(
         "--standard", action="store_true",

@@ -197,7 +197,7 @@ def test_grid():
         Cell("m", "d", "bicubic", 32, 0),
         Cell("m", "d", "float", 32, 0),
         *(Cell("m", "d", "dfsq", bits, seed) for bits in (8, 4, 2) for seed in (0, 1)),
-        *(Cell("m", "d", "sq", bits, seed) for bits in (4, 2) for seed in (0, 1)),
+        *(Cell("m", "d", "sq", bits) for bits in (4, 2)),  # no K-means, no seed
     ]
     assert {c.limit for c in grid("m", "d", ["dfsq"], [4], limit=3)} == {3}
     everywhere = grid("m", ["d", "e"], ["float", "dfsq", "sq"], [4], layers="all", draw=2)
@@ -207,6 +207,25 @@ def test_grid():
         Cell("m", "d", "dfsq", 4, layers="all", draw=2),
         Cell("m", "e", "dfsq", 4, layers="all", draw=2),  # SQ's set is too small for 8 bits
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("dfsq", 3),
+        ("dfsq-a", 3),
+        ("dfsq-exact:selector=kmeans-hist", 3),
+        ("own.py:method", 3),
+        ('dfsq-points:overrides={"head":{"selector":"kmeans"}}', 3),
+        ("dfsq-exact", 1),
+        ("dfsq:selector=exact", 1),
+        ("static-tensor-mse", 1),
+        ("uniform-minmax-a", 1),
+    ],
+)
+def test_seeds_are_those_of_kmeans(method, count):
+    cells = grid(["m"], ["d"], [method], [4], seeds=(0, 1, 2))
+    assert [cell.seed for cell in cells] == [*range(count)]
 
 
 # --- the store ---

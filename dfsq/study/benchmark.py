@@ -181,7 +181,7 @@ def evaluate(model, pairs, on_image=None):
 
 
 def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
-    """All cells of a grid; float and bicubic once, not for each bit-width.
+    """All cells of a grid; float and bicubic once, and methods without K-means for one seed.
 
     Data sets change fastest, so that a quantized network is made once for all of them.
 
@@ -206,6 +206,8 @@ def grid(models, datasets, methods, bits, seeds=(0,), limit=None, **others):
             cell = replace(cell, bits=32, seed=0, draw=0, layers="body", crops=32, crop_size=None)
         elif _preset(method) in ("sq", "sq-a") and (width > 4 or cell.layers == "all"):
             continue  # its universal set has 15 magnitudes
+        elif not _is_seeded(method):
+            cell = replace(cell, seed=0)
         if cell not in cells:
             cells.append(cell)
     return cells
@@ -484,6 +486,16 @@ def config_digest(config):
 def _preset(method):
     """The name of a method's preset."""
     return method.partition(":")[0]
+
+
+def _is_seeded(method):
+    """Whether what a method does depends on the seed, as far as its name tells."""
+    if is_user_function(method):
+        return True
+    preset, changes = _parsed(method)
+    of_preset = PRESETS.get(preset.removesuffix("-w").removesuffix("-a"), {})
+    selector = changes.get("selector", of_preset.get("selector", ""))
+    return str(selector).startswith("kmeans") or "overrides" in changes
 
 
 def method_version(method):
