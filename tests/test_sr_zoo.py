@@ -1,6 +1,7 @@
 """Networks by name and from files, and what is refused."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,6 +360,13 @@ def test_sources_are_those_that_are_imported(users, tmp_path):
         "parts": "parts/__init__.py",
         "parts.sub": "parts/sub.py",
     }
+
+
+def test_this_package_is_no_neighbour(users, tmp_path):
+    """Imported again beside what was made of it, its classes would be others."""
+    (tmp_path / "dfsq").symlink_to(Path(zoo.__file__).parents[1])
+    name = f"{users('import dfsq.sr, neighbour')}:f"
+    assert {*user_sources(name)} == {"__main__", "neighbour"}
 
 
 def test_a_users_file_that_is_not_there(tmp_path):

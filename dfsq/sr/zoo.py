@@ -201,7 +201,8 @@ def user_sources(name):
     if not path.is_file():
         raise ValueError(f"{name}: there is no file {path}")
     path = path.resolve()
-    finder = ModuleFinder(path=[str(path.parent)])
+    # a file in the folder of a checkout sees this package, too, which has versions of its own
+    finder = ModuleFinder(path=[str(path.parent)], excludes=["dfsq"])
     try:
         finder.run_script(str(path))
     except (SyntaxError, UnicodeDecodeError) as error:
