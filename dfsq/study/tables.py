@@ -38,7 +38,7 @@ def networks(names):
     Parameters
     ----------
     names : iterable of str
-        Of :func:`dfsq.sr.model_names`.
+        Of :func:`dfsq.sr.zoo.model_names`.
 
     Returns
     -------
