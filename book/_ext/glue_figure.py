@@ -11,11 +11,16 @@ MyST-NB pastes pictures across pages bare. Here::
     ```
 """
 
+import os
+from binascii import a2b_base64
+from hashlib import sha256
+from pathlib import Path
 from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from myst_nb.ext.glue.utils import create_pending_glue_ref
+from myst_nb.ext.glue.crossref import read_glue_cache
+from myst_nb.ext.glue.utils import PendingGlueReference, create_pending_glue_ref
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
@@ -50,19 +55,35 @@ class GlueFigure(SphinxDirective):
         return [figure]
 
 
-class AlternativeText(SphinxPostTransform):
-    """Hand a figure's alternative text to its picture, which MyST-NB has put in by now."""
+class Pictures(SphinxPostTransform):
+    """Put in the pictures of figures, with their alternative text.
 
-    default_priority = 6  # MyST-NB fills in at 5
+    MyST-NB by itself would only point to a file, which is there where the notebook's own page shows
+    the same picture to the last byte.
+    """
+
+    default_priority = 4  # MyST-NB fills in what is pending, and names what is missing, at 5
 
     def run(self):
+        builder = self.env.app.builder
         for figure in self.document.findall(nodes.figure):
-            for image in figure.findall(nodes.image):
-                if alt := figure.get("alt"):
-                    image["alt"] = alt
+            for pending in list(figure.findall(PendingGlueReference)):
+                cache = read_glue_cache(self.env.mystnb_config.output_folder, pending.refdoc)
+                data = cache.get(pending.key, {}).get("data", {}).get("image/png")
+                if data is None:
+                    continue
+                picture = a2b_base64(data)
+                file = f"{sha256(picture).hexdigest()}.png"
+                folder = Path(builder.outdir) / builder.imagedir
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(picture)
+                uri = os.path.relpath(
+                    folder / file, (Path(builder.outdir) / self.env.docname).parent
+                )
+                pending.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
 
 
 def setup(app):
     app.add_directive("glue-figure", GlueFigure)
-    app.add_post_transform(AlternativeText)
+    app.add_post_transform(Pictures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
