@@ -206,6 +206,11 @@ def as_batches(images):
         uint8 arrays of shape (H, W, C) or (H, W), or float tensors of shape (C, H, W) or
         (N, C, H, W); a single float tensor of shape (N, C, H, W) will do.
 
+    Raises
+    ------
+    ValueError
+        For one image that is in no list, for other types and shapes, for NaN, or if there is none.
+
     Examples
     --------
     >>> import numpy as np

@@ -133,6 +133,11 @@ def psnr_y(result, target, border):
     border : int
         Pixels shaved off each side; the protocol takes the scale.
 
+    Raises
+    ------
+    ValueError
+        For images of other types, of two shapes, or with no pixel within the border.
+
     Examples
     --------
     >>> grey = np.full((20, 20, 3), 100, np.uint8)

@@ -85,19 +85,18 @@ def through_the_quantizer(given, normalized, points, universal, returned):
     ----------
     given, returned : array, shape (H, W)
         The map before and after.
-    normalized : array, shape (H, W)
-    points : array
+    normalized : array, shape (H, W), values in -1..1
+    points : array, shape (k,)
         The channel's points.
-    universal : array
+    universal : array, shape (points,)
         The universal set, drawn as ticks.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), width_ratios=[1, 1.6, 1])
     span = {"vmin": given.min(), "vmax": given.max(), "cmap": "gray"}
-    for axis, values, title in ((left, given, "the map $x$"), (right, returned, "given back")):
+    back = rf"given back, $\hat{{x}}$: {len(np.unique(returned))} values"
+    for axis, values, title in ((left, given, "the map $x$"), (right, returned, back)):
         axis.imshow(values, **span)
-        axis.set_title(title)
-        axis.set(xticks=[], yticks=[])
-    right.set_title(rf"given back, $\hat{{x}}$: {len(np.unique(returned))} values")
+        axis.set(title=title, xticks=[], yticks=[])
     share, edges = np.histogram(normalized, bins=96, range=(-1, 1))
     middle.stairs(share / share.sum(), edges, fill=True, color="#BBD7EA")
     top = 1.05 * share.max() / share.sum()
