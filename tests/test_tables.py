@@ -70,22 +70,23 @@ def test_losses_are_paired(rows, images):
 
 
 def test_intervals():
-    low, high = tables.interval(np.arange(101.0))
-    assert 43 < low < 45 < 55 < high < 57
-    assert tables.interval([2.0, 2.0]) == (2.0, 2.0)
-    assert tables.interval([2.0]) == (-np.inf, np.inf)
+    mean, low, high = tables.estimate(np.arange(101.0))
+    assert 43 < low < 45 < mean == 50 < 55 < high < 57
+    assert tables.estimate([2.0, 2.0]) == (2.0, 2.0, 2.0)
+    assert tables.estimate([2.0]) == (2.0, -np.inf, np.inf)
     half = 12.7062 * 1.0  # the 97.5% quantile with one degree of freedom, and the standard error
-    assert tables.interval([1.0, 3.0]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
-    assert tables.interval([1.0, 3.0], 0.5) == pytest.approx((1, 3))
+    assert tables.estimate([1.0, 3.0]) == pytest.approx((2, 2 - half, 2 + half), abs=1e-4)
+    assert tables.estimate([1.0, 3.0], 0.5) == pytest.approx((2, 1, 3))
+    assert f"{tables.Estimate(-0.25, -0.5, 0.125):+.2f}" == "-0.25 [-0.50, +0.12]"
     for bad in ([], [np.nan, 1.0]):
         with pytest.raises(ValueError, match="finite"):
-            tables.interval(bad)
+            tables.estimate(bad)
 
 
 @pytest.mark.parametrize("count", [5, 8, 14])
 def test_intervals_of_few_values_hold_the_mean_as_often_as_they_say(count):
     samples = np.random.default_rng(0).normal(size=(2000, count))
-    held = np.mean([low < 0 < high for low, high in map(tables.interval, samples)])
+    held = np.mean([low < 0 < high for _, low, high in map(tables.estimate, samples)])
     assert 0.94 < held < 0.96
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,22 @@ def absent(results):
     return table
 
 
+def by_image(images):
+    """PSNR-Y of each row, image by image.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        The per-image values of a :class:`dfsq.study.benchmark.Store`.
+
+    Returns
+    -------
+    dict of str to pandas.Series
+        By ``id`` of the row, in dB, indexed by the image's name: differences of two are paired.
+    """
+    return {name: part.set_index("image").psnr for name, part in images.groupby("id")}
+
+
 def losses(rows, images):
     """Loss against float of each row, in dB, with a paired interval over images.
 
@@ -174,17 +191,16 @@ def losses(rows, images):
     Returns
     -------
     pandas.DataFrame
-        `rows` but for float and bicubic, with columns ``loss``, ``low`` and ``high``: the mean
-        of the images' differences and its :func:`interval`, network and method being compared on
-        the same images.
+        `rows` but for float and bicubic, with columns ``loss``, ``low`` and ``high``: the
+        :func:`estimate` of the images' differences, network and method being compared on the same
+        images.
     """
-    psnr = {name: part.set_index("image").psnr for name, part in images.groupby("id")}
+    psnr = by_image(images)
     full = rows[rows.method == "float"].set_index(["model", "dataset"]).id
     found = []
     for row in rows[~rows.method.isin(["float", "bicubic"])].to_dict("records"):
-        difference = psnr[full[row["model"], row["dataset"]]] - psnr[row["id"]]
-        low, high = interval(difference.to_numpy())
-        found.append(row | {"loss": difference.mean(), "low": low, "high": high})
+        loss = estimate(psnr[full[row["model"], row["dataset"]]] - psnr[row["id"]])
+        found.append(row | {"loss": loss.mean, "low": loss.low, "high": loss.high})
     return pd.DataFrame(found, columns=[*rows.columns, "loss", "low", "high"])
 
 
@@ -229,8 +245,24 @@ def rounding(rows, images, repeats):
     return float(twice.change[twice.loss < 0.1].abs().max())
 
 
-def interval(values, level=0.95):
-    """Confidence interval of a mean, by Student's t distribution.
+class Estimate(NamedTuple):
+    """A mean and its confidence interval; as text both, in the format given: ``f"{change:+.3f}"``.
+
+    Attributes
+    ----------
+    mean, low, high : float
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, form):
+        return "{0:{3}} [{1:{3}}, {2:{3}}]".format(*self, form)
+
+
+def estimate(values, level=0.95):
+    """Mean of values with its confidence interval, by Student's t distribution.
 
     Of samples as small as the five images of Set5 a bootstrap percentile interval would be too
     narrow, and hold the mean less often than it says.
@@ -238,14 +270,16 @@ def interval(values, level=0.95):
     Parameters
     ----------
     values : float array, shape (n,)
+        For a change from one row to another, its PSNR image by image less that of the other.
     level : float
         Share of the samples whose interval holds the mean, if values are drawn independently from
         a normal distribution.
 
     Returns
     -------
-    low, high : float
-        Infinite for a single value, which says nothing of how others differ from it.
+    Estimate
+        The interval is infinite for a single value, which says nothing of how others differ from
+        it.
 
     Raises
     ------
@@ -255,20 +289,20 @@ def interval(values, level=0.95):
     Examples
     --------
     >>> import numpy as np
-    >>> from dfsq.study.tables import interval
-    >>> low, high = interval(np.array([0.10, 0.12, 0.11, 0.30]))
-    >>> f"{low:.3f} {high:.3f}"
-    '0.006 0.309'
+    >>> from dfsq.study.tables import estimate
+    >>> f"{estimate(np.array([0.10, 0.12, 0.11, 0.30])):.3f}"
+    '0.158 [0.006, 0.309]'
     """
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("an interval needs values, all of them finite")
+    mean = float(values.mean())
     if len(values) == 1:
-        return -np.inf, np.inf
+        return Estimate(mean, -np.inf, np.inf)
     if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+        return Estimate(mean, mean, mean)
     found = ttest_1samp(values, 0).confidence_interval(level)
-    return float(found.low), float(found.high)
+    return Estimate(mean, float(found.low), float(found.high))
 
 
 def by_dataset(rows, value, form, methods):
