@@ -1,6 +1,7 @@
 """Published networks: their readers and forms, and PSNR-Y as published."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,15 @@ from dfsq.sr.models.srresnet import SRResNet
 from dfsq.sr.mxnet import read_mxnet
 from dfsq.sr.zoo import ENTRIES, from_state, load_model
 from dfsq.study import tables
-from dfsq.study.benchmark import RESULTS_FOLDER, Bench, Cell, Store, evaluate, row_id
+from dfsq.study.benchmark import (
+    RESULTS_FOLDER,
+    Bench,
+    Cell,
+    Store,
+    config_digest,
+    evaluate,
+    row_id,
+)
 
 PUBLISHED = [  # name, set, PSNR-Y as published for the weights
     ("edsr-8-x2", "Set5", 37.801),
@@ -60,6 +69,14 @@ def test_shapes_and_body_layers(make, scale):
     names = list(dfsq.summary(quantized).layer)
     assert names
     assert not any("cca" in n or "esa" in n or "head" in n or "tail" in n for n in names)
+
+
+def test_the_body_is_what_the_released_code_quantizes():
+    """RDN's 16 blocks of 8 convolutions and a fusion, and the two that fuse the blocks."""
+    for network, count in ((EDSR(2), 32), (SRResNet(2), 32), (RDN(2), 16 * 9 + 2)):
+        names = list(find_layers(network, dfsq.Config()))
+        assert len(names) == count, type(network)
+    assert {"GFF.0", "GFF.1", "RDBs.15.LFF", "RDBs.0.convs.7.conv.0"} < set(names)
 
 
 @pytest.mark.parametrize("make", [EDSR, IMDN, RLFN, RDN, SRResNet])
@@ -238,6 +255,21 @@ def test_a_folder_in_the_usual_layouts(tmp_path):
     image.save(tmp_path / "b" / "x.bmp")
     first, second = (dfsq.sr.load_dataset(tmp_path / n, 2)[0] for n in "ab")
     assert np.array_equal(first.hr, second.hr)
+
+
+def test_standing_rows_are_of_the_configurations_that_stand(dfsq_data):
+    """So that rows of other layers, say, cannot stand: their network has changed since."""
+    rows = tables.current(Store(RESULTS_FOLDER).results)
+    rows = rows[~rows.method.isin(["float", "bicubic"])]
+    names = ["model", "dataset", "method", "bits", "seed", "layers"]
+    bench, digests = Bench(device="cpu"), {}
+    for row in rows.itertuples():
+        cell = Cell(**{name: getattr(row, name) for name in names})
+        key = replace(cell, dataset="")
+        if key not in digests:
+            digests[key] = config_digest(bench.config(cell))[:16]
+        assert row.config_digest == digests[key], cell
+    assert len(digests) > 200
 
 
 @pytest.mark.parametrize("draw", range(3))

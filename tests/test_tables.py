@@ -312,7 +312,19 @@ def test_repeats_of_rows():
     assert len(found) > 50
     assert sorted(zip(found.id, found.change, strict=True)) == sorted(expected)
     assert tables.repeated(rows, store.images, store.repeats.iloc[:0]).empty
-    small = found[(found.dataset == "Set5") & (found.loss < 0.1)]
     most = tables.rounding(rows, store.images, store.repeats)
-    assert most == max(abs(change) for change in small.change)
-    assert 0 < most < 0.1
+    on_set5 = found[found.dataset == "Set5"]
+    for end in tables.LOSS_RANGES:
+        assert most[end] == on_set5.change[on_set5.loss <= end].abs().max()
+    assert 0 < most[0.1] < 0.1 < most[np.inf]
+    assert tables.beyond_rounding(-1.01 * most[0.1], 0.1, most)
+    assert not tables.beyond_rounding(-1.01 * most[0.1], 0.11, most)
+    assert tables.rounding(rows, store.images, store.repeats.iloc[:0]).isna().all()
+
+
+def test_differences_beyond_rounding_are_told_by_the_worse_row():
+    most = pd.Series([0.01, 0.02, 0.02, 0.3, np.nan], tables.LOSS_RANGES)
+    change = np.array([0.015, -0.015, 0.015, 0.25, -0.35, 9])
+    larger = tables.beyond_rounding(change, np.array([0.03, -1, 0.1, 1, 0.31, 2]), most)
+    assert larger.tolist() == [True, True, False, False, True, False]
+    assert not tables.beyond_rounding(0.01, 0.0, most)

@@ -17,6 +17,9 @@ from .benchmark import CALIBRATION, PROTOCOL_VERSION, method_version, standard_g
 
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
 
+#: Upper ends, in dB, of the ranges of loss by which rounding is told.
+LOSS_RANGES = (0.03, 0.1, 0.3, 1.0, np.inf)
+
 
 def published():
     """Published values, each with its protocol and source; none of them measured here.
@@ -228,7 +231,7 @@ def repeated(rows, images, repeats):
 
 
 def rounding(rows, images, repeats):
-    """The most that another rounding of sums changed the PSNR of a row that loses little.
+    """The most that another rounding of sums changed the PSNR of a row, by how much it loses.
 
     Parameters
     ----------
@@ -237,12 +240,34 @@ def rounding(rows, images, repeats):
 
     Returns
     -------
-    float
-        In dB, over rows on Set5 that lose less than 0.1 dB. A smaller difference between two
-        rows in single precision is not decided by its interval, which knows of the images only.
+    pandas.Series
+        In dB, of the rows on Set5 that lose no more than its index, the ends of ``LOSS_RANGES``;
+        not a number where there are none. A smaller difference between two rows in single
+        precision is not decided by its interval, which knows of the images only.
     """
     twice = repeated(rows[rows.dataset == "Set5"], images, repeats)
-    return float(twice.change[twice.loss < 0.1].abs().max())
+    ends = pd.cut(twice.loss, [-np.inf, *LOSS_RANGES])
+    most = twice.change.abs().groupby(ends, observed=False).max()
+    return most.cummax().ffill().set_axis(LOSS_RANGES)
+
+
+def beyond_rounding(change, loss, most):
+    """Whether a change of PSNR is larger than rounding was seen to make.
+
+    Parameters
+    ----------
+    change : float or float array
+        In dB.
+    loss : float or float array
+        Of the worse of the two rows, in dB.
+    most : pandas.Series
+        Of :func:`rounding`.
+
+    Returns
+    -------
+    bool or bool array
+    """
+    return np.abs(change) > most.to_numpy()[most.index.searchsorted(loss)]
 
 
 class Estimate(NamedTuple):
