@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .activations import center_max
-from .config import body_layers
+from .config import Config, body_layers
 from .histogram import Histogram, edges_for
 from .memory import freed_memory_kept
 from .universal import universal_set
@@ -283,8 +283,19 @@ def find_layers(model, config):
     Raises
     ------
     ValueError
-        If there is none, or a pattern matches none; the error lists the convolutions.
+        If there is none, or a pattern matches none; the error lists the convolutions. For what is
+        no network, or one that is compiled.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "the network must be an nn.Module, such as dfsq.sr.load_model('edsr-x2'), not "
+            f"{model!r:.80}"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "the network is compiled; give the one that torch.compile was given, and compile what "
+            "is made of it"
+        )
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if not convolutions:
         raise ValueError("the network has no nn.Conv2d to quantize")
@@ -317,7 +328,7 @@ def find_layers(model, config):
 
 
 @torch.no_grad()
-def calibrate(model, images, config, *, keep_inputs=None, progress=True):
+def calibrate(model, images, config=None, *, keep_inputs=None, progress=True):
     """Run a float network over calibration images and remember what its layers see.
 
     Parameters
@@ -326,8 +337,9 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
         Not changed; run as it is, in eval mode.
     images : sequence
         See :func:`dfsq.calibration.as_batches`.
-    config : Config
-        Says which layers, and which universal set the histograms must tell apart.
+    config : Config, optional
+        Says which layers, and which universal set the histograms must tell apart; ``Config()`` by
+        default.
     keep_inputs : bool, optional
         Whether to spill the layers' inputs to disk as well (4 bytes a value), which the
         selector ``kmeans`` and static ranges other than ``minmax`` need; by default, if `config`
@@ -356,6 +368,7 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
     >>> layer.non_negative, layer.values_seen
     (True, 2048)
     """
+    config = Config() if config is None else config
     modules = find_layers(model, config)
     batches = as_batches(images)
     first = next(model.parameters())
@@ -408,10 +421,10 @@ def calibrate(model, images, config, *, keep_inputs=None, progress=True):
 def _forward(model, batch):
     try:
         model(batch)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"the network does not take an image of shape {tuple(batch.shape)}: {error}"
-        ) from None
+        ) from error
 
 
 def needs_inputs(config):

@@ -347,6 +347,18 @@ def _out_folder(folder):
     return writable_folder(folder, "give another --out")
 
 
+def _out_file(path, suffix):
+    """The file of --out, refused before any work if it is none of the kind or cannot be written."""
+    target = Path(path)
+    if target.suffix != suffix:
+        article = "an" if suffix == ".onnx" else "a"
+        raise ValueError(f"--out must be {article} {suffix} file, not {path!r}")
+    if target.is_dir():
+        raise ValueError(f"--out must be a file, and {target} is a folder; name a file in it")
+    _out_folder(target.parent)
+    return target
+
+
 def _float_network(options):
     from . import sr
 
@@ -381,9 +393,10 @@ def _upscale(options):
 
     config = _config(options)
     paths = [Path(path) for path in options.images]
+    is_float = _is_float(config) and not options.quantized
     for path in paths:  # all are read before any work, but not kept: hundreds may not fit
         width, height = open_image(path).size
-        if min(width, height) < 8:
+        if min(width, height) < 8 and not is_float:
             raise ValueError(
                 f"{path} has {width}x{height} pixels; "
                 "8x8 at least are needed to normalize by an image's statistics"
@@ -391,7 +404,7 @@ def _upscale(options):
     names = [path.stem for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"two images are called {twice}; upscale them in two runs")
+        raise ValueError(f"two images are called {twice}; upscale them into two folders (--out)")
     folder = _out_folder(options.out)
     model = _float_network(options)
     if options.quantized:
@@ -443,12 +456,9 @@ def _quantize(options):
     config = _config(options)
     if _is_float(config):
         raise ValueError(QUANTIZES_NOTHING)
-    target = Path(options.out)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"--out must be a .safetensors file, not {options.out!r}")
+    target = _out_file(options.out, ".safetensors")
     if target.exists() and Path(options.model).exists() and target.samefile(options.model):
         raise ValueError(f"--out is the float network itself, {target}; give another --out")
-    _out_folder(target.parent)
     model = _quantized(options, config, _float_network(options))
     save(model, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
@@ -458,14 +468,11 @@ def _export(options):
     from . import export, load
 
     config = _config(options)
-    target = Path(options.out)
-    if target.suffix != ".onnx":
-        raise ValueError(f"--out must be an .onnx file, not {options.out!r}")
+    target = _out_file(options.out, ".onnx")
     try:
         export.check_installed()
     except ModuleNotFoundError as error:
         raise ValueError(error) from None
-    _out_folder(target.parent)
     model = _float_network(options)
     model = (
         load(options.quantized, model) if options.quantized else _quantized(options, config, model)

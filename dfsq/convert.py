@@ -154,8 +154,9 @@ def quantize(model, images, config=None, *, progress=True):
     ------
     ValueError
         For weights, biases or images with NaN, images the network does not take, patterns that
-        match no convolution, a network that is quantized already, a convolution that has a forward
-        pass of its own or a forward hook.
+        match no convolution, a network that is quantized or compiled already, a convolution that
+        has a forward pass of its own or a forward hook, or that the network also reaches where it
+        cannot be replaced, as in a lambda.
 
     Notes
     -----
@@ -199,6 +200,7 @@ def quantize(model, images, config=None, *, progress=True):
     calibration = images
     if not isinstance(images, Calibration):
         calibration = calibrate(model, images, config, progress=progress)
+    _check_reached(model, config, calibration.batches)
     quantized = copied(model)
     record = Quantization(config, [], calibration.digest, float_digest(model))
     if calibration.error_units != config.error_units and calibration.layers:
@@ -256,9 +258,36 @@ def quantize(model, images, config=None, *, progress=True):
     return quantized
 
 
-@torch.no_grad()
+def _check_reached(model, config, batches):
+    """Refuse a layer that the network also holds where it cannot be replaced, and runs there.
+
+    In a lambda, `functools.partial` or an object that is no module it would stay in float, and
+    the network be called quantized.
+    """
+    stand_ins = copied(model)
+    names = list(find_layers(stand_ins, config))
+    for name in names:
+        conv = stand_ins.get_submodule(name)
+        replace_layer(stand_ins, name, QuantConv2d.from_float(conv))
+    layers = {name: stand_ins.get_submodule(name) for name in names}
+    missed = set(layers) - set(_reached(stand_ins, layers, batches)) if batches else ()
+    for name in layers:
+        if name in missed:
+            raise ValueError(
+                f"layer {name!r} cannot be replaced: the network calls it through something else "
+                "than its modules, such as a lambda, functools.partial or an object of another "
+                f"kind; call it as self.{name}, or exclude it"
+            )
+
+
 def _in_order_of_execution(model, layers, batches):
     """Layers in the order in which images reach them; those that none does come last."""
+    return {name: layers[name] for name in _reached(model, layers, batches) | layers}
+
+
+@torch.no_grad()
+def _reached(model, layers, batches):
+    """Names of the layers that images reach, in that order, as keys."""
     first, reached = next(model.parameters()), {}
     hooks = [
         conv.register_forward_pre_hook(lambda *_, name=name: reached.setdefault(name))
@@ -272,7 +301,7 @@ def _in_order_of_execution(model, layers, batches):
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: layers[name] for name in reached | layers}
+    return reached
 
 
 def _recalibrated(model, name, calibration, config):

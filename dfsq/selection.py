@@ -225,6 +225,8 @@ def _with_own_k(samples, k, **options):
 
 
 def _checked_universal(universal):
+    if isinstance(universal, str):
+        raise ValueError(f"universal must be points, as of universal_set(), not {universal!r}")
     universal = np.asarray(universal, dtype=np.float64)
     if universal.ndim != 1 or not len(universal) or not np.isfinite(universal).all():
         raise ValueError("universal must be a sequence of finite points, at least one")
@@ -240,7 +242,7 @@ def _checked_k(bits, k):
         if bits not in range(1, 9):
             raise ValueError(f"bits must be a whole number from 1 to 8, not {bits!r}")
         return 2 ** int(bits)
-    if k != int(k) or k < 1:
+    if not isinstance(k, (int, float, np.number)) or not np.isfinite(k) or k != int(k) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
     return int(k)
 

@@ -18,6 +18,7 @@ from dfsq.activations import CodebookQuantizer, DynamicUniformQuantizer
 from dfsq.sr.datasets import ImagePair
 from dfsq.sr.imaging import imresize, psnr_y, ssim_y, to_image, to_tensor
 from dfsq.sr.models.edsr import EDSR
+from dfsq.sr.upscaling import Bicubic
 from dfsq.study import benchmark
 from dfsq.study.benchmark import (
     KEY,
@@ -830,3 +831,12 @@ def test_a_calibration_serves_only_cells_of_the_same_layers(bench, cell):
     assert len(first.quantization.layers) == 2
     again = made.quantized(cell)  # needs layers that the calibration before has not
     assert len(again.quantization.layers) == 4
+
+
+def test_a_network_that_makes_another_size():
+    model = Bicubic(4)
+    pairs = sr.load_dataset("photographs", 4, limit=1)
+    model.scale = 2
+    message = r"the network makes an image of shape \(256, 256, 3\) of astronaut; with scale 2"
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, pairs)

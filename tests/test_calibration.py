@@ -282,7 +282,7 @@ def test_networks_without_a_layer_to_quantize(net):
 # --- the network is left untouched ---
 
 
-class InterruptError(Exception):
+class InterruptError(BaseException):  # as KeyboardInterrupt
     pass
 
 

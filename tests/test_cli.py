@@ -137,6 +137,14 @@ def test_images_that_a_network_does_not_take(tiny, photo, folder, capsys, monkey
     assert error(capsys, "upscale", photo, "--bits", "32") == whole
     assert error(capsys, "compare", ".", "--out", "out") == half
     assert error(capsys, "bench", "--datasets", ".", "--methods", "float", "--out", "r") == half
+
+    def asserts(self, x):
+        assert x.shape[3] % 16 == 0, "the width must be a multiple of 16"
+
+    monkeypatch.setattr(EDSR, "forward", asserts)
+    assert error(capsys, "upscale", photo, "--bits", "32") == whole
+    message = "the network does not take an image of shape (1, 3, 20, 20): the width must be"
+    assert message in error(capsys, "upscale", photo, *QUICK)
     monkeypatch.setattr(EDSR, "forward", lambda self, x: x.shape["width"])
     with pytest.raises(TypeError):  # a mistake in a network's code is shown where it is
         main(["upscale", str(photo), "--bits", "32"])
@@ -177,6 +185,11 @@ def test_bad_output(photo, folder, capsys):
     (folder / "file").write_text("")
     assert "cannot write to file" in error(capsys, "upscale", photo, "--out", "file")
     assert ".safetensors" in error(capsys, "quantize", "--out", "q.pt")
+    for command, name in (("quantize", "q.safetensors"), ("export", "q.onnx")):
+        (folder / name).mkdir()
+        message = f"--out must be a file, and {name} is a folder; name a file in it"
+        assert message == error(capsys, command, "--out", name)
+        (folder / name).rmdir()
     assert "quantize nothing" in error(capsys, "quantize", "--bits", "32", "--out", "q.safetensors")
     assert sorted(p.name for p in folder.iterdir()) == ["file", "photo.png"]
 

@@ -53,6 +53,21 @@ def test_numbers_are_the_benchmarks(networks, photos, tmp_path):
     pd.testing.assert_frame_equal(written, table, atol=1e-6)
 
 
+def test_an_image_of_one_colour_leaves_the_mean_of_the_others(networks, tmp_path):
+    """Its PSNR is infinite by every network, as here by bicubic."""
+    pairs = load_dataset("photographs", limit=1)
+    lr = pairs[0].lr[:20, :30]
+    pairs = [ImagePair("photo", lr, pairs[0].hr[:40, :60])]
+    black = np.zeros_like(lr)
+    pairs.append(ImagePair("black", black, np.zeros_like(pairs[0].hr)))
+    bicubic = Bicubic(2)
+    table = compare(bicubic, bicubic, pairs, tmp_path / "out", progress=False)
+    assert table.loss.tolist() == [0.0, 0.0]
+    shown = with_mean(table)
+    assert list(shown.index) == ["photo", "black", "mean of 1"]
+    assert (shown.loc["mean of 1"] == shown.loc["photo"]).all()
+
+
 def test_strips(networks, photos, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(

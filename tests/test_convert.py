@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -456,6 +457,56 @@ def test_convolutions_with_a_forward_pass_of_their_own(net, kind, tmp_path):
     with pytest.raises(ValueError, match=message):
         dfsq.load(tmp_path / "net.safetensors", own)
     assert isinstance(quantize(own, Config(exclude="body.2")).body[2], kind)
+
+
+class Holder:
+    """An object that is no module, and calls one."""
+
+    def __init__(self, conv):
+        self.conv = conv
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+HIDDEN = {
+    "partial": partial,
+    "lambda": lambda conv: lambda x: conv(x),
+    "list": lambda conv: [lambda x: conv(x)],
+    "object": Holder,
+}
+
+
+@pytest.mark.parametrize("preset", ["uniform-minmax", "dfsq-exact", "dfsq-exact-w"])
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_layer_that_is_called_where_it_cannot_be_replaced(kind, preset):
+    """It would stay in float, and the network be called quantized."""
+
+    class Hiding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+            self.hidden = HIDDEN[kind](self.last)
+
+        def forward(self, x):
+            call = self.hidden[0] if isinstance(self.hidden, list) else self.hidden
+            return call(self.head(x))
+
+    hiding = Hiding()
+    with pytest.raises(
+        ValueError, match=r"layer 'last' cannot be replaced: .* call it as self\.last"
+    ):
+        quantize(hiding, Config.preset(preset))
+    made = quantize(hiding, Config.preset(preset, exclude="last"))
+    assert [layer.layer for layer in made.quantization.layers] == ["head"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_what_is_no_network(net):
+    with pytest.raises(ValueError, match=r"must be an nn\.Module, .* not 'edsr-x2'"):
+        dfsq.quantize("edsr-x2", IMAGES)
+    with pytest.raises(ValueError, match="the network is compiled; give the one that"):
+        quantize(torch.compile(net))
 
 
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])

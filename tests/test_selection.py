@@ -567,3 +567,14 @@ def test_numbers_of_points_by_channel():
         select_channels(histogram, 4, k=numbers)
     with pytest.raises(ValueError, match="whole number of at least 1, not"):
         select_channels(histogram, k=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("k", ["a", None, np.nan, np.inf, 2.5, 0])
+def test_a_number_of_points_that_is_none(k):
+    with pytest.raises(ValueError, match=r"k must be a whole number|give either bits or k"):
+        select([0.1, 0.2], k=k)
+
+
+def test_a_universal_set_by_name_is_refused():
+    with pytest.raises(ValueError, match=r"universal must be points, .* not 'dfsq'"):
+        select([0.1, 0.2], 2, universal="dfsq")

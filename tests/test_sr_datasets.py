@@ -287,11 +287,24 @@ def test_crops_are_flipped_and_rotated_parts_of_the_lr_images(folder):
     assert {f[2] for f in found} == {f[3] for f in found} == {0, 1, 2, 3}
 
 
+def test_bad_scales():
+    with pytest.raises(ValueError, match="scale must be at least 1, not 0"):
+        load_dataset(scale=0)
+    for scale in (0, 1000):
+        with pytest.raises(ValueError, match=f"scale must be 1 to 192, not {scale}"):
+            calibration_crops(scale=scale)
+
+
 def test_crops_of_a_folder_skip_images_that_are_too_small(folder):
     count = len(load_dataset(folder))
     message = rf"{count - 1} of {count} images of .* smaller than a crop of 20x20 pixels"
     with pytest.warns(UserWarning, match=message):
         crops = calibration_crops(folder, 2, 20, size=10)
+    Image.new("RGB", (1, 1)).save(folder / "one.png")  # too small to be downscaled
+    with pytest.warns(UserWarning, match=rf"{count} of {count + 1} images"):
+        again = calibration_crops(folder, 2, 20, size=10)
+    assert all(map(np.array_equal, crops, again))
+    (folder / "one.png").unlink()
     source = load_dataset(folder)[1].lr  # b, the only one with 10 rows
     values = set(map(tuple, source.reshape(-1, 3)))
     assert all(set(map(tuple, c.reshape(-1, 3))) <= values for c in crops)
@@ -299,7 +312,7 @@ def test_crops_of_a_folder_skip_images_that_are_too_small(folder):
         calibration_crops(folder)
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"size": 0}, {"scale": 0}])
+@pytest.mark.parametrize("options", [{"count": 0}, {"size": 0}])
 def test_bad_numbers(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} .*must be at least 1, not .*0"):
         calibration_crops(**options)

@@ -313,6 +313,8 @@ def test_a_users_file_hides_no_module(users, monkeypatch):
         ("build = 3", r"mine\.py has no function 'build'"),
         ("del build", r"mine\.py has no function 'build'"),
         ("raise KeyError('x')", r"mine\.py does not run: KeyError: 'x'"),
+        ("import sys; sys.exit(0)", r"mine\.py does not run: SystemExit: 0"),
+        ("def build(): raise SystemExit(0)", r"mine\.py:build fails: SystemExit: 0"),
         ("(", r"mine\.py does not run: SyntaxError"),
         ("import nothing_of_this_name", r"mine\.py does not run: ModuleNotFoundError"),
         ("def build(x): pass", r"mine\.py:build fails: TypeError: build\(\) missing 1 required"),
@@ -475,3 +477,22 @@ def test_an_untrained_srresnet_is_refused(tmp_path):
 def test_a_part_of_the_weights(key):
     with pytest.raises(ValueError, match=r"not whole: 'upsampler\.0\.weight' is missing"):
         zoo.from_state({key: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"c1.weight": (3,)}, r"'head\.0\.weight' is missing, there is c1\.weight"),
+        ({"RDBs.x.convs.0.weight": (3,)}, "invalid literal"),
+        ({"conv_input.weight": ()}, "out of range"),
+        ({"block_1.esa.conv1.weight": (3,), "upsampler.0.weight": (3,)}, "not enough values"),
+    ],
+)
+def test_weights_of_no_network_that_is_known(state, message, tmp_path):
+    """In one line, with the file and the way out."""
+    path = tmp_path / "net.pt"
+    torch.save({key: torch.zeros(shape) for key, shape in state.items()}, path)
+    pattern = rf"net\.pt: .*{message}.*; known are .* EDSR, RDN, .*given as FILE\.py:FUNCTION"
+    with pytest.raises(ValueError, match=pattern) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)

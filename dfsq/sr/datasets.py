@@ -194,6 +194,8 @@ def load_dataset(name="photographs", scale=2, limit=None):
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit!r}")
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, not {scale!r}")
     if name == "photographs":
         images = [(n, photograph(n)) for n in TEST_PHOTOGRAPHS[:limit]]
     else:
@@ -260,8 +262,8 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
     >>> len(crops), crops[0].shape, crops[0].dtype
     (4, (96, 96, 3), dtype('uint8'))
     """
-    if scale < 1:
-        raise ValueError(f"scale must be at least 1, not {scale!r}")
+    if not 1 <= scale <= CROP:
+        raise ValueError(f"scale must be 1 to {CROP}, not {scale!r}")
     size = CROP // scale if size is None else size
     if count < 1 or size < 1:
         raise ValueError(f"count and size must be at least 1, not {count!r} and {size!r}")
@@ -269,10 +271,10 @@ def calibration_crops(source="photographs", scale=2, count=32, size=None, seed=0
         images = [photograph(name) for name in CALIBRATION_PHOTOGRAPHS]
     else:
         images = [read_image(path) for path in source_files(source)]
-    lrs = [imresize(crop_to_multiple(image, scale), 1 / scale) for image in images]
-    lrs = [lr for lr in lrs if min(lr.shape[:2]) >= size]
-    if not lrs:
+    large = [image for image in images if min(image.shape[:2]) // scale >= size]
+    if not large:
         raise ValueError(f"no image of {source} has an LR image of {size}x{size} pixels")
+    lrs = [imresize(crop_to_multiple(image, scale), 1 / scale) for image in large]
     if len(lrs) < len(images):
         warnings.warn(
             f"{len(images) - len(lrs)} of {len(images)} images of {source} are smaller than a crop "

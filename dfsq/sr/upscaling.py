@@ -16,11 +16,14 @@ class NetworkError(RuntimeError):
 
 @contextmanager
 def running_on(name, width, height):
-    """Within this, where a network runs, an error of PyTorch's names the image and its size."""
+    """Within this, where a network refuses an image, the error names that and its size.
+
+    A mistake in the network's code, of whatever other type, is shown where it is.
+    """
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise NetworkError(
             f"the network fails on {name}, of {width}x{height} pixels: {reason}"
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from modulefinder import ModuleFinder
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors import safe_open
@@ -111,7 +112,11 @@ def load_model(name, *, value_range=None):
     if value_range is not None and not 0 < value_range < float("inf"):
         raise ValueError(f"value_range must be positive, such as 255 or 1, not {value_range:g}")
     state = read_weights(path)
-    model = from_state(state, value_range or _stored_value_range(path)).eval()
+    value_range = value_range or _stored_value_range(path)
+    try:
+        model = from_state(state, value_range).eval()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     _check_beats_bicubic(model, path, model.value_range)
     return model
 
@@ -170,7 +175,7 @@ def user_function(name):
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end in sys.exit(main())
         raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
     made = getattr(module, function, None)
     if not callable(made):
@@ -216,7 +221,7 @@ def _user_model(name):
     function = user_function(name)
     try:
         model = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{name} must return an nn.Module, not {type(model).__name__}")
@@ -285,6 +290,11 @@ def from_state(state, value_range=None):
         return build(state) if value_range is None else build(state, value_range)
     except KeyError as error:
         raise ValueError(f"these weights are not whole: {error} is missing") from None
+    except (ValueError, IndexError, RuntimeError) as error:  # keys or shapes of another network
+        raise ValueError(
+            f"{shorten(str(error), 300)}; known are the names of EDSR, RDN, IMDN, RLFN and "
+            "SRResNet; another network is given as FILE.py:FUNCTION, which returns it"
+        ) from None
 
 
 def _loaded(model, state):
@@ -550,7 +560,7 @@ def _check_beats_bicubic(model, path, value_range=None):
             f"give value_range={other:g} (--value-range {other:g}; where there is no such option, "
             "name a function, FILE.py:NAME, that returns the network)"
             if fits
-            else "they are not trained for this network"
+            else "they are trained too little, for another network, or for another range"
         )
         raise ValueError(
             f"{path} with value_range={value_range:g} gives {psnr[value_range]:.2f} dB on a "

@@ -168,6 +168,11 @@ def evaluate(model, pairs, on_image=None):
         for pair in pairs:
             with running_on(pair.name, *pair.lr.shape[1::-1]):
                 result = upscale(model, pair.lr)
+            if result.shape != pair.hr.shape:
+                raise ValueError(
+                    f"the network makes an image of shape {result.shape} of {pair.name}; with "
+                    f"scale {model.scale} it must be {pair.hr.shape}"
+                )
             rows.append(
                 {
                     "image": pair.name,
@@ -707,14 +712,15 @@ class Bench:
                 "the type of its input and its parameters, or go without --double (double=True)"
             ) from error
 
-    def missing(self, cells):
+    def missing(self, cells, *, progress=False):
         """The cells that the store does not hold yet, or not in the precision that is needed."""
         precisions = [None, *(["single"] if self.double else [])]
 
         def stands(cell):
             return self.store.precision(row_id(self.key(cell))) not in precisions
 
-        return [cell for cell in dict.fromkeys(cells) if not stands(cell)]  # each once
+        once = tqdm(dict.fromkeys(cells), "looking up rows", disable=not progress, leave=False)
+        return [cell for cell in once if not stands(cell)]
 
     def rows(self, cells):
         """The rows of cells that the store holds, in their order.
@@ -747,7 +753,7 @@ class Bench:
             raise ValueError(
                 "no cell to compute; activations by SQ's set go with 2 to 4 bits and layers='body'"
             )
-        missing = self.missing(cells)
+        missing = self.missing(cells, progress=progress)
         if missing:
             instead = "name another folder for the store, or for the cache in DFSQ_CACHE"
             writable_folder(self.store.folder, instead)

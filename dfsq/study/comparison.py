@@ -61,6 +61,8 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
             results = {name: upscale(model, pair.lr) for name, model in models.items()}
         psnr = {name: psnr_y(result, pair.hr, scale) for name, result in results.items()}
         ssim = {name: ssim_y(result, pair.hr, scale) for name, result in results.items()}
+        # both may be infinite, on an image of one colour
+        loss = 0.0 if psnr["float"] == psnr["quantized"] else psnr["float"] - psnr["quantized"]
         figure = figures.comparison(
             {"HR": pair.hr}
             | {
@@ -76,7 +78,7 @@ def compare(float_model, quantized_model, pairs, folder, *, label="quantized", p
         rows.append(
             {"image": pair.name}
             | {f"psnr_{name}": value for name, value in psnr.items()}
-            | {"loss": psnr["float"] - psnr["quantized"]}
+            | {"loss": loss}
             | {f"ssim_{name}": value for name, value in ssim.items()}
         )
     table = pd.DataFrame(rows)
@@ -125,9 +127,14 @@ def most_different(a, b, size):
 
 
 def with_mean(table):
-    """A table of :func:`compare` for reading: images as index, measures above, the mean below."""
+    """A table of :func:`compare` for reading: images as index, measures above, the mean below.
+
+    An image with an infinite PSNR, as one of a single colour has, is left out of the mean.
+    """
     table = table.set_index("image").rename(columns={"loss": "psnr_loss"})
-    table = pd.concat([table, table.mean().to_frame("mean").T])  # an image may be called mean
+    finite = table[np.isfinite(table).all(axis=1)]
+    label = "mean" if len(finite) == len(table) else f"mean of {len(finite)}"
+    table = pd.concat([table, finite.mean().to_frame(label).T])  # an image may be called mean
     names = {"psnr": "PSNR-Y, dB", "ssim": "SSIM-Y"}
     split = [column.split("_") for column in table.columns]
     table.columns = pd.MultiIndex.from_tuples([(names[kind], of) for kind, of in split])
