@@ -67,6 +67,11 @@ def test_normalization_is_the_papers():
     assert z.min() == 0
     assert z.max() <= 1
 
+    # stated to be non-negative, and it is not: still the largest magnitude
+    z, _, scale = center_max(-x.relu(), non_negative=True)
+    assert torch.equal(scale, x.relu().amax((2, 3), keepdim=True) + 1e-8)
+    assert z.min() >= -1
+
 
 def test_normalization_of_a_constant_map():
     x = torch.full((1, 2, 8, 8), 3.25)
@@ -320,6 +325,7 @@ def test_static_ranges(non_negative):
     low, high = static_range(values, 4, "percentile", 99)
     assert np.mean(values > high) == pytest.approx(0.01, abs=1e-3)
     assert np.mean(values < low) == pytest.approx(0 if non_negative else 0.01, abs=1e-3)
+    assert static_range(np.linspace(0, 1, 1000), 4, "percentile")[0] == 0
 
     def error(bounds):
         return ((uniform(values, *bounds, 4) - values).astype(np.float64) ** 2).sum()

@@ -419,6 +419,40 @@ def test_the_calibration_draw_is_part_of_the_key(bench, cell, computed, options)
     assert len(bench().store.results.calibration_digest.unique()) == 3
 
 
+OTHERS = {
+    "draw": {"draw": 1},
+    "crops": {"crops": 3},
+    "crop_size": {"crop_size": 6},
+    "calibration": {"calibration": "photographs"},
+    "limit": {"limit": 2},
+    "bits": {"bits": 3},
+    "layers": {"layers": "all"},
+    "seed": {"method": "dfsq", "seed": 1},
+    "edges": {"method": "dfsq-points:words=3"},  # off the dyadic grid
+    "error_units": {"method": "dfsq-points:error_units=output"},
+    "non_negative": {"method": 'dfsq-points:non_negative=["body.0.body.2"]'},
+    "scale": {"model": "x3"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_cell_behind_another_is_as_by_itself(bench, cell, monkeypatch, other):
+    """What a bench shares between cells is kept under all that it depends on."""
+    monkeypatch.setattr(sr, "load_model", lambda name: EDSR(3 if name == "x3" else 2, 2, 4).eval())
+    first = replace(cell, crop_size=5, method="dfsq" if other == "seed" else cell.method)
+    second = replace(first, **OTHERS[other])
+
+    def found(made, cell):
+        torch.manual_seed(0)  # of the network's weights
+        return made.key(cell), made.compute(cell).values.tolist()
+
+    made = bench()
+    before, behind = found(made, first), found(made, second)
+    assert behind == found(bench(), second)
+    assert behind[0] != before[0]
+    assert behind[1] != before[1]  # or it would show nothing
+
+
 def test_float_rows_do_not_depend_on_the_calibration(bench, cell, computed):
     plain = [replace(cell, method=m, bits=32) for m in ("float", "bicubic")]
     run(bench(), *plain)

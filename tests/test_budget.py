@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dfsq
+from dfsq import budget
 from dfsq.budget import allocate, plan, sensitivities
 from dfsq.calibration import Calibration, calibrate
 from dfsq.histogram import Histogram
@@ -174,6 +175,42 @@ def test_predicted_errors_of_two_resolutions_are_in_one_unit():
     assert max(ratios) < 3 * min(ratios)  # of 16 times as many pixels
 
 
+def test_errors_are_those_at_the_networks_output(monkeypatch):
+    """By hand: an input's by all weights that it meets, a weight's by the power of its input."""
+    net = network_of_groups()
+    config, seen = dfsq.Config.preset("dfsq-budget", 2), []
+    calibration = calibrate(net, images(), config, progress=False)
+    monkeypatch.setattr(budget, "allocate", lambda *a: seen.append(a[0]) or allocate(*a))
+    plan(net, dict.fromkeys("02", config), calibration)
+    gain, conv = sensitivities(net, ["0", "2"], calibration.batches)["2"], net[2]
+    with torch.no_grad():
+        x = net[:2](images()).double().numpy()
+    weight = conv.weight.detach().double().numpy()
+    k = 4
+    for c, points in enumerate(select_channels(calibration.layers["2"].histogram, k=k)):
+        scale = np.abs(x[:, c]).max((1, 2), keepdims=True) + 1e-8
+        off = np.abs((x[:, c] / scale)[..., None] - points.points).min(-1) * scale
+        group = slice(3 * (c // 2), 3 * (c // 2) + 3)
+        expected = gain * np.square(weight[group, c % 2]).sum() * np.square(off).mean()
+        assert seen[0][3 + c, k - 1] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    power = np.square(x).mean((0, 2, 3))
+    assert (power[:2] == 0).all()  # the first group's count like average ones
+    for o, row in enumerate(weight.reshape(6, -1)):
+        moments = np.repeat(power[2:] if o > 2 else [power.mean()] * 2, 9)
+        scale = np.abs(row).max()
+        (points,) = select_channels([row / scale], k=k, weights=moments)
+        off = np.abs(row[:, None] - scale * points.points).min(-1)
+        assert seen[1][4 + o, k - 1] == pytest.approx(gain * moments @ off**2, rel=1e-5)
+
+
+def network_of_groups():
+    """A grouped convolution behind a ReLU, whose first group sees zeros."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2)).eval()
+    net[0].bias.data = torch.tensor([-9.0, -9.0, 0.2, 0.2])
+    return net
+
+
 def test_a_layer_without_spread_has_a_gain():
     """An output of one value, and one that is constant; both have no standard deviation."""
     net = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 1, 1, bias=False))
@@ -258,6 +295,17 @@ def test_the_plan_keeps_to_both_budgets(bits):
         assert total / count > bits - 0.2
     assert [len(points[name][0]) for name in ("0", "2", "4")] == [3, 8, 8]
     assert [len(points[name][1]) for name in ("0", "2", "4")] == [8, 8, 3]
+
+
+def test_sets_of_different_sizes_in_one_budget():
+    """A signed input has more points to choose from than one behind a ReLU."""
+    net, config = network(), dfsq.Config.preset("dfsq-budget-a", 6)
+    calibration = calibrate(net, images() - 0.5, config, progress=False)
+    assert not calibration.layers["0"].non_negative
+    points = plan(net, dict.fromkeys("024", config), calibration)
+    chosen = np.concatenate([points[name][0] for name in "024"])
+    assert chosen.max() <= len(dfsq.universal_set(signed=False))
+    assert 6 - 0.2 < np.log2(chosen).mean() <= 6 + 1e-9
 
 
 @pytest.mark.parametrize("normalization", ["minmax", "static-channel"])

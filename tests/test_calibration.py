@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from dfsq.activations import center_max
-from dfsq.calibration import as_batches, calibrate, digest_of, find_layers, needs_inputs
+from dfsq.calibration import (
+    as_batches,
+    calibrate,
+    digest_of,
+    find_layers,
+    float_digest,
+    needs_inputs,
+)
 from dfsq.config import Config
 from dfsq.histogram import DYADIC_EDGES, Histogram, edges_for
 from dfsq.universal import universal_set
@@ -343,7 +350,14 @@ def test_digest_is_of_pixels_and_shapes(images):
     changed = [images[0].clone(), *images[1:]]
     changed[0][0, 0, 0] += 1e-6
     others = [changed, images[::-1], images[:2], [i.transpose(1, 2) for i in images]]
-    assert len({digest, *(digest_of(as_batches(o)) for o in others)}) == 5
+    others.append([i.reshape(i.shape[0], i.shape[2], i.shape[1]) for i in images])  # same values
+    assert len({digest, *(digest_of(as_batches(o)) for o in others)}) == 6
+
+
+def test_digest_of_a_network_is_of_its_buffers_too(net):
+    before = float_digest(net)
+    net.norm.running_mean[0] += 1
+    assert float_digest(net) != before
 
 
 @pytest.mark.parametrize(

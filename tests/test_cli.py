@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from safetensors.torch import load_file, save_file
 
 import dfsq
@@ -233,6 +233,19 @@ def test_upscale_keeps_a_profile_of_the_same_colours(photo, folder):
     assert main(["upscale", *files, "--model", "edsr-x2", "--bits", "32", "--out", "up"]) == 0
     kept = {path.name[0]: read(path).info.get("icc_profile") for path in folder.glob("up/*.png")}
     assert kept == {"R": profile, "L": None, "C": profile}
+
+
+def test_upscale_turns_a_photograph_upright(photo, folder):
+    image = read(photo).crop((0, 0, 24, 16))
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = 6  # held to the right
+    image.save(folder / "turned.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(folder / "upright.png")
+    files = [str(folder / f"{name}.png") for name in ("turned", "upright")]
+    assert main(["upscale", *files, "--model", "edsr-x2", "--bits", "32", "--out", "up"]) == 0
+    turned, upright = (read(path) for path in sorted(folder.glob("up/*.png")))
+    assert turned.size == (32, 48)
+    assert turned.tobytes() == upright.tobytes()
 
 
 def test_export(tiny, folder, capsys, monkeypatch):

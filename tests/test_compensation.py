@@ -16,6 +16,7 @@ from dfsq import compensation, convert, memory, ranges
 from dfsq.calibration import calibrate, find_layers
 from dfsq.compensation import Statistics, compensate
 from dfsq.config import Config
+from dfsq.selection import select_channels
 from dfsq.sr.models.edsr import EDSR
 from dfsq.universal import universal_set
 
@@ -383,6 +384,22 @@ def with_points(conv, fit, check, bits, **options):
     return compensate(conv, fit, check, points=points, universal=universal_set(), **options)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_levels_are_the_exact_subset_for_what_compensation_leaves(share, monkeypatch):
+    """An input counts by the variance that the others do not explain; what is beyond 1, as 1."""
+    conv, second, _ = linear(12, 24, 0)
+    statistics = of_moments(conv, second)
+    monkeypatch.setattr(compensation, "SCALES", (share,))
+    options = NONE | {"compensation": True}
+    result = with_points(conv, statistics, statistics, 2, **options)
+    z = np.clip(conv.weight.numpy().reshape(24, 12) / result.scale, -1, 1)
+    damped = statistics.second[0] / statistics.count
+    damped += options["damping"] * np.diag(damped).mean() * np.eye(12)
+    expected = select_channels(z, bits=2, weights=1 / np.diag(np.linalg.inv(damped)))
+    for points, selection in zip(result.points, expected, strict=True):
+        assert np.array_equal(points, selection.points)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_another_scale_only_where_it_is_better_on_held_out_images(bits, monkeypatch):
     """By plain rounding, so that each scale's result is seen."""
@@ -409,6 +426,24 @@ def test_another_scale_only_where_it_is_better_on_held_out_images(bits, monkeypa
     assert (chosen[changed] < candidates[0, changed]).all()
     if bits <= 4:
         assert changed.any()
+
+
+def test_the_first_scale_stays_where_another_is_hardly_better(monkeypatch):
+    """Or the rounding of sums would choose between them."""
+    conv, second, _ = linear(12, 24, 0)
+    statistics = of_moments(conv, second)
+    w, scales = conv.weight.numpy().reshape(24, 12), (1.0, 1.00004)
+
+    def found(*scales):
+        monkeypatch.setattr(compensation, "SCALES", scales)
+        return with_points(conv, statistics, statistics, 2, **(NONE | {"scale_search": True}))
+
+    first, second_best = (
+        errors(found(s).weight.reshape(24, 12), w, statistics.second[0]) for s in scales
+    )
+    hardly = (second_best < first) & (second_best > 0.9995 * first)
+    assert hardly.any()
+    assert np.array_equal(found(*scales).scale[hardly], found(1.0).scale[hardly])
 
 
 def test_the_first_scale_stays_where_it_leaves_no_error():

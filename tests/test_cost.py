@@ -10,7 +10,7 @@ from torch import nn
 
 import dfsq
 from dfsq import cost
-from dfsq.activations import center_max
+from dfsq.activations import CodebookQuantizer, center_max
 from dfsq.config import Config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,6 +62,18 @@ def test_operations_of_a_quantized_network(net, bits):
     assert row.statistics == 5 * 6 * 70
     assert row.moved == pytest.approx(row.input_bits * 420 + bits * 324 + 64 * 6)
     assert of(table, "tail").input_bits == 32
+
+
+def test_bits_of_channels_of_different_numbers_of_points():
+    """The mean of the channels' bits, not the bits of their mean; scales are of the inputs."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)).eval()
+    made = quantize(net, Config.preset("dfsq-subset", 4))
+    made[0].activation = CodebookQuantizer([np.arange(k) / 16 for k in (2, 4, 16)])
+    made[0].points[0, 2:] = torch.inf
+    made[0].points[1, 4:] = torch.inf
+    row = of(cost.operations(made, 10, 7), "0")
+    assert (row.input_bits, row.weight_bits) == (pytest.approx((1 + 2 + 4) / 3), 3)
+    assert row.moved == pytest.approx(7 * 70 + 3 * 135 + 64 * 3)
 
 
 def test_static_ranges_need_no_statistics(net):
@@ -154,7 +166,7 @@ def test_a_float_network_has_no_storage(net):
 def test_shifts_and_adds_of_the_points_that_are_taken(net):
     images = make_images()
     quantized = quantize(net, Config.preset("dfsq-points", 3))
-    quantizer = quantized.body[0].activation
+    quantizer = quantized.body[0].activation = CodebookQuantizer([[-0.5, 0, 0.25, 1]] * 6)
     with torch.no_grad():
         z = center_max(torch.cat([net.head(image[None]) for image in images]))[0]
     codes, shifts, adds, zeros = quantizer.codes(z), [], [], 0
@@ -167,7 +179,7 @@ def test_shifts_and_adds_of_the_points_that_are_taken(net):
     row = of(cost.shift_adds(quantized, images), "body.0")
     assert row.shifts == pytest.approx(np.mean(shifts))
     assert row.adds == pytest.approx(np.mean(adds))
-    assert row.zeros == pytest.approx(zeros / len(shifts))
+    assert row.zeros == pytest.approx(zeros / len(shifts)) != 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -46,10 +46,13 @@ def shares(quantized, layer="0"):
 @pytest.mark.parametrize("error_units", ["output", "normalized"])
 @pytest.mark.parametrize("non_negative", [False, True])
 def test_the_search_on_the_samples_themselves(non_negative, error_units):
-    images = made()[:, :2]
+    images = made()
+    images[:, 2, :, ::2] = 0.7 + 0.1 * torch.rand(8, 24, 10, generator=torch.manual_seed(0))
+    images[:, 2, :, 1::2] = -images[:, 2, :, ::2]
+    images[:, 2, 0, :2] = torch.tensor([1.0, -1.0])
     images = images.abs() if non_negative else images
     config = Config.preset("dfsq-points-a", 3, range_search=True, error_units=error_units)
-    quantized = quantize(convolution(2), images, config)
+    quantized = quantize(convolution(), images, config)
     universal = universal_set(signed=not non_negative)
     z, _, scale = center_max(images, non_negative)
     weight = scale.double().expand_as(z) ** 2 if error_units == "output" else torch.ones_like(z)
@@ -64,7 +67,7 @@ def test_the_search_on_the_samples_themselves(non_negative, error_units):
         off = np.abs(z[part, c, :, None].astype(float) - share * points).min(-1)
         return float((weight[part, c] * off**2).sum())
 
-    for c in range(2):
+    for c in range(3):
         points = [selected(c, share, ~held_out) for share in ranges.SHARES]
         fit, check = (
             [error(c, s, part, p) for s, p in zip(ranges.SHARES, points, strict=True)]
@@ -76,6 +79,8 @@ def test_the_search_on_the_samples_themselves(non_negative, error_units):
         assert shares(quantized)[c] == np.float32(share)
         expected = selected(c, share, slice(None))
         assert np.array_equal(quantized[0].activation.points[c], expected)
+    if not non_negative:  # errors under two shares are compared in one unit, or one side would win
+        assert shares(quantized)[0] > 1 > shares(quantized)[2]
 
 
 def test_where_the_set_is_thin_another_share_has_more_points():
@@ -91,6 +96,18 @@ def test_where_the_set_is_thin_another_share_has_more_points():
     assert found[:, 1].square().sum() < before[:, 1].square().sum()
     report = dfsq.summary(searched).relative_error, dfsq.summary(plain).relative_error
     assert report[0][0] < report[1][0]
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_relative_error_under_shares_is_that_of_the_inputs(count):
+    images, net = made(count), convolution()
+    searched = quantize(net, images)
+    assert (shares(searched) != 1).any()
+    _, offset, _ = center_max(images)
+    off = searched[0].activation(images) - images
+    expected = off.double().square().sum() / (images - offset).double().square().sum()
+    found = dfsq.summary(searched).relative_error[0]
+    assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_no_gain_on_held_out_images_leaves_the_range():

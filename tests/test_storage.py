@@ -45,6 +45,10 @@ def test_a_file_brings_back_the_network_bit_for_bit(net, path, name, bits):
     assert loaded.quantization.config == quantized.quantization.config
     assert loaded.quantization.calibration_digest == quantized.quantization.calibration_digest
     assert dfsq.summary(loaded).equals(dfsq.summary(quantized))
+    for report in quantized.quantization.layers:
+        pair = (made.get_submodule(report.layer).activation for made in (loaded, quantized))
+        flags = [getattr(quantizer, "non_negative", None) for quantizer in pair]
+        assert flags[0] == flags[1]  # by which the quantizer warns
 
 
 def test_off_grid_codebooks_in_a_file(net, path):

@@ -151,3 +151,9 @@ def test_bits_out_of_range(weight, bits):
 def test_unknown_method(weight):
     with pytest.raises(ValueError, match="one of minmax, mse, subset, not 'gptq'"):
         quantize_weight(weight, 4, "gptq")
+
+
+def test_a_weight_between_two_points_goes_to_the_upper():
+    weight = torch.tensor([1.0, 0.25, -0.5, 0.75]).reshape(1, 4, 1, 1)
+    quantized = quantize_weight(weight, 2, universal=np.array([-1, 0, 0.5, 1]))
+    assert quantized.dequantize().flatten().tolist() == [1, 0.5, 0, 1]
