@@ -422,8 +422,9 @@ def _forward(model, batch):
     try:
         model(batch)
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"the network does not take an image of shape {tuple(batch.shape)}: {error}"
+            f"the network does not take an image of shape {tuple(batch.shape)}: {reason}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The command line: upscale, compare, quantize, export, fetch, bench, train, publish, run."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -286,8 +287,9 @@ def _network_options(parser):
         "--model",
         default="edsr-x2",
         metavar="MODEL",
-        help="a network's name, a file of weights, or FILE.py:FUNCTION that returns a network "
-        "(default: edsr-x2)",
+        help="a network's name, a file of weights, or FILE.py:FUNCTION that returns a network for "
+        "RGB in 0..1 with an attribute scale, and body_layers, patterns, where not all of its "
+        "convolutions are its body (default: edsr-x2)",
     )
     parser.add_argument(
         "--value-range",
@@ -357,6 +359,12 @@ def _out_file(path, suffix):
         raise ValueError(f"--out must be a file, and {target} is a folder; name a file in it")
     _out_folder(target.parent)
     return target
+
+
+def _size(path):
+    """The size of a file, to be read."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _float_network(options):
@@ -461,7 +469,7 @@ def _quantize(options):
         raise ValueError(f"--out is the float network itself, {target}; give another --out")
     model = _quantized(options, config, _float_network(options))
     save(model, target)
-    print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
+    print(f"{target}  {_size(target)}")
 
 
 def _export(options):
@@ -478,7 +486,7 @@ def _export(options):
         load(options.quantized, model) if options.quantized else _quantized(options, config, model)
     )
     export.export_onnx(model, target)
-    print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
+    print(f"{target}  {_size(target)}")
 
 
 def _fetch(options):
@@ -580,7 +588,14 @@ def _publish(options):
     weights = publishing.publish(
         options.name, run, folder, sets=sets, replace=options.replace, device=options.device
     )
-    print(f"{weights}  {weights.stat().st_size / 1e6:.1f} MB; the rest in {folder}")
+    print(f"{weights}  {_size(weights)}; the rest in {folder}")
+    psnr = json.loads((folder / f"{options.name}.json").read_text())["psnr"]
+    behind = [title for title, found in psnr.items() if found["float"] <= found["bicubic"]]
+    if behind:
+        print(
+            f"no better than bicubic on {', '.join(behind)}: trained too little; commands refuse "
+            "such weights where their file is named"
+        )
     if weights.parent != folder:
         print(
             "too large for a repository: these weights belong beside a release; commands take "

@@ -142,7 +142,8 @@ def quantize(model, images, config=None, *, progress=True):
     config : Config, optional
         ``Config()`` by default.
     progress : bool
-        Whether to show progress bars, and at the end a table of the layers that changed.
+        Whether to show progress bars, and at the end a table of the layers that changed and the
+        names of those that stay in float.
 
     Returns
     -------
@@ -255,7 +256,20 @@ def quantize(model, images, config=None, *, progress=True):
     quantized.quantization = record
     if progress:
         print(summary(quantized).to_string(index=False))
+        if left := _in_float(quantized):
+            shown = ", ".join(left[:6]) + (", ..." if len(left) > 6 else "")
+            print(f"in float: {len(left)} layers with weights, {shown}")
     return quantized
+
+
+def _in_float(model):
+    """Convolutions of all kinds and linear layers that are not quantized, each with its kind."""
+    return [
+        f"{name} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        and not isinstance(module, QuantConv2d)
+    ]
 
 
 def _check_reached(model, config, batches):

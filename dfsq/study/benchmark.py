@@ -719,8 +719,9 @@ class Bench:
         def stands(cell):
             return self.store.precision(row_id(self.key(cell))) not in precisions
 
-        once = tqdm(dict.fromkeys(cells), "looking up rows", disable=not progress, leave=False)
-        return [cell for cell in once if not stands(cell)]
+        once = dict.fromkeys(cells)
+        with tqdm(once, "looking up rows", disable=not progress, leave=False, unit="row") as bar:
+            return [cell for cell in bar if not stands(cell)]
 
     def rows(self, cells):
         """The rows of cells that the store holds, in their order.

@@ -6,7 +6,6 @@ weights as rounded.
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -122,13 +121,6 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
                 "bicubic": validate(Bicubic(recipe.scale), pairs),
                 "float": validate(model, pairs),
             }
-    behind = [title for title, found in psnr.items() if found["float"] <= found["bicubic"]]
-    if behind:
-        warnings.warn(
-            f"{name} is no better than bicubic on {', '.join(behind)}, too little trained: dfsq "
-            "refuses such weights where their file is named",
-            stacklevel=2,
-        )
 
     parameters, held = size(recipe)
     target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
