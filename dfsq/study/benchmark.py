@@ -248,7 +248,7 @@ def standard_grid():
             cells += grid(
                 [main], [name], ["dfsq-points", "dfsq-exact"], [4], limit=limit, draw=draw
             )
-    # K-means loses more than uniform levels there: on one seed?
+    # how far K-means is from uniform levels, seed by seed, on a network of another kind
     cells += grid(["rdn-small-x4"], ["Urban100"], ["dfsq"], [4], range(5), limit=20)
     # whether the own method loses a tenth of a decibel is closer than draws of the crops differ by
     for options in [*({"draw": draw} for draw in range(5)), {"crops": 100}]:
