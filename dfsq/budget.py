@@ -36,10 +36,11 @@ def allocate(errors, sizes, bits):
 
     Notes
     -----
-    For a multiplier ``l`` each channel takes the points of least ``error + l * size * log2(k)``;
-    the least multiplier that keeps to the budget is found by bisection, and what is left of the
-    budget then goes, point by point, to where it takes away the most error for its bits. Choices
-    off the convex hull of errors and bits are reached by that last step only.
+    Where the budget holds the most points for all channels, all get them. Else, for a multiplier
+    ``l``, each channel takes the points of least ``error + l * size * log2(k)``; the least
+    multiplier that keeps to the budget is found by bisection, and what is left of the budget then
+    goes, point by point, to where it takes away the most error for its bits. Choices off the convex
+    hull of errors and bits are reached by that last step only.
 
     Raises
     ------
@@ -63,6 +64,8 @@ def allocate(errors, sizes, bits):
         raise ValueError(f"bits must be at least 1, not {bits!r}")
     width = np.log2(np.arange(2, errors.shape[1] + 1))
     budget, rows = bits * sizes.sum() * (1 + 1e-12), np.arange(len(errors))
+    if sizes.sum() * width[-1] <= budget:
+        return np.full(len(errors), errors.shape[1])
     errors = errors[:, 1:]
 
     def chosen(multiplier):
@@ -213,15 +216,13 @@ def plan(model, configs, calibration):
     for side, parts in enumerate((inputs, outputs)):
         for bits in sorted({part[1] for part in parts}):
             own = [part for part in parts if part[1] == bits]
-            columns = min(part[2].shape[1] for part in own)
-            points = allocate(
-                np.concatenate([part[2][:, :columns] for part in own]),
-                np.concatenate([part[3] for part in own]),
-                bits,
-            )
-            splits = np.cumsum([len(part[2]) for part in own])[:-1]
+            most = max(part[2].shape[1] for part in own)
+            # a smaller set's curve goes on as it ends
+            curves = [np.pad(p[2], ((0, 0), (0, most - p[2].shape[1])), "edge") for p in own]
+            points = allocate(np.concatenate(curves), np.concatenate([p[3] for p in own]), bits)
+            splits = np.cumsum([len(curve) for curve in curves])[:-1]
             for part, chosen in zip(own, np.split(points, splits), strict=True):
-                found[part[0]][side] = chosen
+                found[part[0]][side] = np.minimum(chosen, part[2].shape[1])
     return {name: tuple(sides) for name, sides in found.items()}
 
 

@@ -420,6 +420,11 @@ def _sums(histogram, universal):
     return N, S, edge.astype(np.int32)
 
 
+def _rounding(N, universal):  # noqa: N803
+    """What an error may be off by, of each channel: ten times the most that was seen."""
+    return 1e-14 * N[:, -1] * np.square(universal).max()
+
+
 def _exact_channels(histogram, k, universal, pinned):
     size = min(k, len(universal))
     channels = histogram.channels
@@ -445,7 +450,7 @@ def _exact_channels(histogram, k, universal, pinned):
         lacking = lacking[np.array(full, bool)]
         if len(lacking):
             with_zero, same = solve(np.union1d(pinned, zero), lacking)
-            prefer = same <= error[lacking] + 1e-15 * squares[lacking]
+            prefer = same <= error[lacking] + _rounding(N, universal)[lacking]
             chosen[lacking[prefer]] = with_zero[prefer]
     return [(_settle(chosen[c], size, universal, histogram, c, pinned), 0) for c in range(channels)]
 
@@ -503,7 +508,10 @@ def error_curves(samples, most, universal=None, *, weights=None):
     N, S, edge = _sums(histogram, universal)  # noqa: N806
     error = np.empty((histogram.channels, most))
     _curves(N, S, histogram.squares.sum(axis=1), universal, edge, error)
-    return error
+    # What more points than are of use seem to change is rounding, which differs between machines
+    # and must not decide how many are taken.
+    least = error.min(axis=1, keepdims=True)
+    return np.where(error <= least + _rounding(N, universal)[:, None], least, error)
 
 
 # --- free codebook ----------------------------------------------------------------------------

@@ -33,6 +33,21 @@ def test_error_curves_are_the_errors_of_exact_selection(signed):
         np.testing.assert_allclose(curves[:, k - 1], [s.sse for s in found], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("spread", [1, 1e-3])
+def test_error_curves_are_flat_beyond_the_points_of_use(spread):
+    """What rounding adds there differs between machines, and would decide on numbers of points."""
+    generator = np.random.default_rng(0)
+    samples = spread * np.clip(generator.laplace(0, 0.2, (8, 40)), -1, 1)
+    weights = generator.uniform(0, 2, 40)
+    universal = dfsq.universal_set()
+    curves = error_curves(samples, 256, universal, weights=weights)
+    nearest = np.abs(samples[..., None] - universal).argmin(axis=2)
+    for curve, points in zip(curves, nearest, strict=True):
+        used = len(np.unique(points))
+        assert (curve[used - 1 :] == curve[-1]).all()
+        assert curve[used - 2] > curve[used - 1]
+
+
 def test_error_curves_end_with_the_universal_set():
     curves = error_curves(np.linspace(-1, 1, 50)[None], 10_000, dfsq.universal_set("sq"))
     assert curves.shape[1] == len(dfsq.universal_set("sq"))
@@ -304,8 +319,20 @@ def test_sets_of_different_sizes_in_one_budget():
     assert not calibration.layers["0"].non_negative
     points = plan(net, dict.fromkeys("024", config), calibration)
     chosen = np.concatenate([points[name][0] for name in "024"])
-    assert chosen.max() <= len(dfsq.universal_set(signed=False))
     assert 6 - 0.2 < np.log2(chosen).mean() <= 6 + 1e-9
+    for name in "24":
+        assert points[name][0].max() <= len(dfsq.universal_set(signed=False))
+
+
+def test_at_8_bits_all_channels_have_all_points():
+    net = network()
+    budget, exact = (
+        dfsq.quantize(net, images() - 0.5, dfsq.Config.preset(name, 8), progress=False)
+        for name in ("dfsq-budget", "dfsq-exact")
+    )
+    x = images() - 0.3
+    assert torch.equal(budget(x), exact(x))
+    assert budget.get_submodule("0").activation.count.tolist() == [256] * 3
 
 
 @pytest.mark.parametrize("normalization", ["minmax", "static-channel"])
