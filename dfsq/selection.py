@@ -495,7 +495,8 @@ def error_curves(samples, most, universal=None, *, weights=None):
     Returns
     -------
     float64 array, shape (channels, most)
-        Entry ``[c, k - 1]`` is the ``sse`` of ``select_channels(samples, k=k)[c]``.
+        Entry ``[c, k - 1]`` is the ``sse`` of ``select_channels(samples, k=k)[c]``, to rounding;
+        where more points take away no more than that, the entries are equal.
 
     Examples
     --------
