@@ -95,7 +95,7 @@ def _sum(x, total):
 @parallel()
 def _look_up(x, offset, scale, table, levels, out):
     channels, pixels = x.shape[1], x.shape[2]
-    low, high = np.int32(0), np.int32(4095)
+    low, high = np.float32(-2048), np.float32(2047)
     for plane in prange(x.shape[0] * channels):
         n, c = plane // channels, plane % channels
         o, s = offset[n, c], scale[n, c]
@@ -106,8 +106,8 @@ def _look_up(x, offset, scale, table, levels, out):
             values[cell] = levels[c, table[c, cell]] * s + o
         for i in range(pixels):
             z = (x[n, c, i] - o) / s
-            cell = np.int32(np.floor(z * np.float32(2048.0))) + np.int32(2048)
-            cell = min(max(cell, low), high)
+            cell = min(max(np.floor(z * np.float32(2048.0)), low), high)
+            cell = np.int32(cell) + np.int32(2048)
             out[n, c, i] = values[cell] if whole else levels[c, table[c, cell]] * s + o
 
 
@@ -341,7 +341,7 @@ class CodebookQuantizer(ActivationQuantizer):
     def codes(self, z):
         """Code of each normalized value, 0 for the lowest level; int64, shape of `z`."""
         if self.table is not None:
-            cell = (z * 2048).floor_().to(torch.int32).add_(2048).clamp_(0, 4095)
+            cell = (z * 2048).floor_().clamp_(-2048, 2047).to(torch.int32).add_(2048)
             return _of_channel(self.table, cell.long()).long()
         if torch.compiler.is_exporting():  # ONNX has no such search
             return _bisect(self.thresholds, z)
@@ -438,8 +438,9 @@ def static_range(values, bits, method, percentile=99.9):
     bits : int
     method : {"minmax", "percentile", "mse"}
         All of it; from the ``100 - percentile`` quantile, or the least value where none is
-        negative, to the ``percentile`` quantile; or, of 80 ranges shrunk evenly from the whole,
-        the one of least squared error.
+        negative, to the ``percentile`` quantile; or the range of least squared error, of 80 that
+        are shrunk evenly from the whole, then, where it holds both signs, with one end at a time
+        shrunk to the best of 80 shares of the whole's, in turn until neither gets better.
 
     Returns
     -------
@@ -462,12 +463,17 @@ def static_range(values, bits, method, percentile=99.9):
         return low, high
     if method != "mse":
         raise ValueError(f"static range must be minmax, percentile or mse, not {method!r}")
-    best = (np.inf, low, high)
-    tensor = torch.from_numpy(values)
-    for shrink in np.linspace(1, 0.05, 80):
-        a, b = low * shrink, high * shrink
+    tensor, shares = torch.from_numpy(values), np.linspace(1, 0.05, 80)
+
+    def with_error(a, b):
         step = (b - a) / (2**bits - 1)
         code = ((tensor - a) / step).round_().clamp_(0, 2**bits - 1)
-        error = float((code.mul_(step).add_(a).sub_(tensor)).square_().sum(dtype=torch.float64))
-        best = min(best, (error, a, b))
+        error = code.mul_(step).add_(a).sub_(tensor).square_().sum(dtype=torch.float64)
+        return float(error), a, b
+
+    best, before = min(with_error(low * s, high * s) for s in shares), None
+    while low < 0 < high and best != before:
+        before = best
+        best = min(best, *(with_error(low * s, best[2]) for s in shares))
+        best = min(best, *(with_error(best[1], high * s) for s in shares))
     return best[1:]

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
@@ -24,6 +25,9 @@ from .config import Config, body_layers
 from .histogram import Histogram, edges_for
 from .memory import freed_memory_kept
 from .universal import universal_set
+
+#: Multiples of the golden ratio, less their whole parts, are spread evenly, however many.
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class _Spill:
@@ -74,10 +78,21 @@ class LayerCalibration:
 
         Their extremes may be missing: those are in `low` and `high`.
         """
-        size = sum(np.load(path, mmap_mode="r").size for path in self.inputs)
-        step = max(1, -(-size // most))
-        parts = (np.load(path) for path in self.inputs)
-        return np.concatenate([x.reshape(len(x), -1)[:, ::step] for x in parts], axis=1)
+        parts = [np.load(path, mmap_mode="r") for path in self.inputs]
+        step = max(1, -(-sum(part.size for part in parts) // most))
+        return np.concatenate([_thinned(part, step) for part in parts], axis=1)
+
+
+def _thinned(x, step):
+    """One of every so many values of each channel of a map, shape (C, n).
+
+    Where in its stretch each is taken from goes round by the golden ratio: at even distances they
+    would be of a few columns only, or of the border alone, where a step fits the maps' width.
+    """
+    x = x.reshape(len(x), -1)
+    starts = np.arange(0, x.shape[1], step)
+    places = starts + np.floor(step * (np.arange(len(starts)) * GOLDEN % 1)).astype(int)
+    return x[:, places.clip(max=x.shape[1] - 1)]
 
 
 class Calibration:
@@ -223,6 +238,8 @@ def as_batches(images):
         raise ValueError(
             f"images must be several, not one of shape {tuple(images.shape)}; put it into a list"
         )
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images must be a sequence of calibration images, not {images!r}")
     batches = []
     for i, image in enumerate(images):
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
@@ -258,8 +275,8 @@ def digest_of(tensors):
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(str(tuple(tensor.shape)).encode())
-        # as bytes, since NumPy has no bfloat16
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        # as bytes, since NumPy has no bfloat16; a lone value may have a stride that refuses that
+        flat = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
         sha.update(flat.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 

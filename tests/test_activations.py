@@ -309,6 +309,19 @@ def test_static_uniform(channels):
         assert np.array_equal(result[n, c].numpy(), uniform(x[n, c].numpy(), low[i], high[i], 3))
 
 
+@pytest.mark.parametrize("values", [[1, 2e6, 3e9, 1e30], [-1, -2e6, -3e9, -1e30]])
+def test_values_far_beyond_the_range(values):
+    """They go to the outermost level, however far, and as maps with a tiny share do too."""
+    z = torch.tensor([[[values]]])
+    quantizer = CodebookQuantizer([[-1.0, 0.0, 1.0]])
+    assert quantizer.codes(z).flatten().tolist() == [2 * (values[0] > 0)] * 4
+    narrow = CodebookQuantizer([[-1.0, 0.0, 1.0]], shares=[1e-8])
+    sign = torch.sign(torch.tensor(values[0]))
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 4:] = sign
+    assert (torch.sign(narrow(x)[..., 4:]) == sign).all()
+
+
 def test_static_range_of_one_value():
     x = torch.full((1, 1, 8, 8), 0.7)
     assert torch.equal(StaticUniformQuantizer(4, [0.5], [0.5])(x), torch.full_like(x, 0.5))
@@ -334,6 +347,36 @@ def test_static_ranges(non_negative):
     assert best < error(minmax)
     others = [np.multiply(minmax, shrink) for shrink in np.linspace(1, 0.05, 80)]
     assert best <= min(map(error, others)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_ends_of_a_static_range_are_found_apart(bits):
+    """With one long tail a common factor cuts either too little of it or too much of the other."""
+    values = np.random.default_rng(5).gamma(2, 1, 4000).astype(np.float32) - 1
+    minmax, shares = static_range(values, bits, "minmax"), np.linspace(1, 0.05, 80)
+
+    def error(bounds):
+        return ((uniform(values, *bounds, bits) - values).astype(np.float64) ** 2).sum()
+
+    low, high = static_range(values, bits, "mse")
+    together = min(error(np.multiply(minmax, s)) for s in shares)
+    apart = error((low, high))
+    assert apart < together
+    for s in shares:  # neither end alone can be bettered
+        assert apart <= error((minmax[0] * s, high)) * (1 + 1e-6)
+        assert apart <= error((low, minmax[1] * s)) * (1 + 1e-6)
+    mirrored = static_range(-values, bits, "mse")
+    assert mirrored == pytest.approx((-high, -low), rel=1e-6)
+
+
+@pytest.mark.parametrize("start", [0, 0.5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_static_range_of_one_sign(start, sign):
+    values = sign * np.r_[np.linspace(start, start + 1, 200), 9].astype(np.float32)
+    found, whole = (static_range(values, 2, method) for method in ("mse", "minmax"))
+    assert found[0] < found[1]
+    left, before = (np.square(uniform(values, *r, 2) - values).sum() for r in (found, whole))
+    assert left < before
 
 
 def test_static_range_of_another_name():

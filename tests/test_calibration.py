@@ -155,12 +155,30 @@ def test_a_layers_name_is_no_path(images):
     assert calibration.layers["a/b"].values().shape == (3, 12 * (10 + 12 + 14))
 
 
+@pytest.mark.parametrize("most", [5000, 2500, 1250])
+def test_thinned_values_are_of_all_columns(most):
+    """Also where one value of as many is taken as the maps are wide, or twice as many."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).eval()
+    columns = torch.linspace(0, 1, 24).expand(8, 1, 40, 24)
+    config = Config(layers="0", normalization="static-tensor", static_range="mse")
+    layer = calibrate(net, columns, config, keep_inputs=True, progress=False).layers["0"]
+    thinned = layer.values(most)
+    assert most / 2 < thinned.size <= most
+    assert len(np.unique(thinned)) == 24
+    for thousandths in (100, 500, 900):
+        expected = np.quantile(columns, thousandths / 1000)
+        assert np.quantile(thinned, thousandths / 1000) == pytest.approx(expected, abs=0.05)
+
+
 def test_values_are_thinned_evenly(net, images):
     layer = run(net, images, keep_inputs=True).layers["tail"]
     everything = layer.values()
     thinned = layer.values(most=everything.size // 4)
     assert thinned.shape == (6, everything.shape[1] // 4)
-    assert np.array_equal(thinned[:, :30], everything[:, : 12 * 10 : 4])
+    for i in range(30):  # one of each four in a row, the same of all channels
+        stretch = everything[:, 4 * i : 4 * i + 4]
+        assert (stretch == thinned[:, i : i + 1]).all(axis=0).sum() == 1
+    assert np.array_equal(layer.values(most=everything.size), everything)
 
 
 def test_extremes_are_of_all_values(net, images):

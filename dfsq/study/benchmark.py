@@ -40,8 +40,9 @@ from .double import convolving_in_strips
 
 #: Raised when the output of all methods changes, so that older rows no longer stand.
 METHOD_VERSION = 1
-#: The same of a method by itself; these take the extremes of all values, not of a sample.
-METHOD_VERSIONS = {"static-tensor-minmax": 2, "static-channel-minmax": 2}
+#: The same of static ranges alone: extremes are those of all values, not of a sample, samples are
+#: of all columns of the maps, and the least squared error is searched with each end by itself.
+STATIC_RANGE_VERSION = 2
 #: Raised when the measurement changes.
 PROTOCOL_VERSION = 1
 
@@ -234,7 +235,11 @@ def standard_grid():
     one_sided += ["uniform-minmax-a", "free-a"]
     cells = grid([main], sets, plain + core, [4, 3, 2])
     cells += grid([main], sets, presets + one_sided, [4])
-    cells += grid([main], sets, ["static-channel-mse"], [2, 3])  # clipped, unlike uniform-minmax
+    # statistics of calibration alone, the range whole or clipped, under weights of either kind; and
+    # is it the subset that the weights gain by, or that their range may be clipped?
+    controls = ["static-channel-minmax", "static-channel-mse", "dfsq-points:weights=mse"]
+    controls += ["dfsq-subset", "dfsq-exact:normalization=static-channel,static_range=mse"]
+    cells += grid([main], sets, controls, [4, 3, 2])
     cells += grid(own, sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
         cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
@@ -272,15 +277,18 @@ ABLATIONS = (
     "dfsq:bias_correction=true",
     "dfsq-points",
     "dfsq-points:error_units=output",
+    "dfsq-points:weights=mse",
     "dfsq-points:weights=subset",
     "dfsq-points:compensation=true",
     "dfsq-points:least_squares=true,compensation=true",
     "dfsq-exact",
     "dfsq-exact:normalization=minmax",
+    "dfsq-exact:normalization=static-channel,static_range=minmax",
     "dfsq-exact:normalization=static-channel,static_range=mse",
     "dfsq-exact:selector=kmeans-hist",
     "dfsq-exact:error_units=normalized",
     "dfsq-exact:weights=minmax",
+    "dfsq-exact:weights=mse",
     "dfsq-exact:least_squares=false",
     "dfsq-exact:compensation=false",
     "dfsq-exact:scale_search=false",
@@ -497,15 +505,21 @@ def _is_seeded(method):
     """Whether what a method does depends on the seed, as far as its name tells."""
     if is_user_function(method):
         return True
-    preset, changes = _parsed(method)
-    of_preset = PRESETS.get(preset.removesuffix("-w").removesuffix("-a"), {})
-    selector = changes.get("selector", of_preset.get("selector", ""))
-    return str(selector).startswith("kmeans") or "overrides" in changes
+    named = _named_fields(method)
+    return str(named.get("selector")).startswith("kmeans") or "overrides" in named
 
 
 def method_version(method):
     """The version, an int, that a row of a method must have to stand."""
-    return METHOD_VERSIONS.get(_preset(method).removesuffix("-a"), METHOD_VERSION)
+    named = {} if is_user_function(method) else _named_fields(method)
+    static = str(named.get("normalization")).startswith("static")
+    return STATIC_RANGE_VERSION if static else METHOD_VERSION
+
+
+def _named_fields(method):
+    """What a method's name says of the fields of its configuration."""
+    preset, changes = _parsed(method)
+    return PRESETS.get(preset.removesuffix("-w").removesuffix("-a"), {}) | changes
 
 
 def _parsed(method):
