@@ -1,6 +1,7 @@
 """From a float network to a quantized one."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 
@@ -60,6 +61,7 @@ class Quantization:
     layers: list = field(default_factory=list)
     calibration_digest: str = ""
     float_digest: str = ""
+    state_digest: str = ""  # of the quantized network, as it was made
 
 
 class QuantConv2d(BuffersKeepType, nn.Conv2d):
@@ -156,8 +158,8 @@ def quantize(model, images, config=None, *, progress=True):
     ValueError
         For weights, biases or images with NaN, images the network does not take, patterns that
         match no convolution, a network that is quantized or compiled already, a convolution that
-        has a forward pass of its own or a forward hook, or that the network also reaches where it
-        cannot be replaced, as in a lambda.
+        has a forward pass of its own or a forward hook, that no image reaches, or that the network
+        also reaches where it cannot be replaced, as in a lambda.
 
     Notes
     -----
@@ -247,12 +249,13 @@ def quantize(model, images, config=None, *, progress=True):
                 name, chosen, seen, report, points[name][0], searched.get(name)
             )
         weight = None if name in chosen_later else _weight(name, conv, chosen)
-        replace_layer(quantized, name, QuantConv2d.from_float(conv, weight, activation))
+        replace_layers(quantized, {name: QuantConv2d.from_float(conv, weight, activation)})
         if config.sequential and name in chosen_later:
             _compensate(quantized, [name], configs, points, calibration.batches)
         record.layers.append(report)
     if chosen_later and not config.sequential:
         _compensate(quantized, chosen_later, configs, points, calibration.batches, progress)
+    record.state_digest = float_digest(quantized)
     quantized.quantization = record
     if progress:
         print(summary(quantized).to_string(index=False))
@@ -278,19 +281,27 @@ def _check_reached(model, config, batches):
     In a lambda, `functools.partial` or an object that is no module it would stay in float, and
     the network be called quantized.
     """
+    if not batches:
+        return
     stand_ins = copied(model)
-    names = list(find_layers(stand_ins, config))
-    for name in names:
-        conv = stand_ins.get_submodule(name)
-        replace_layer(stand_ins, name, QuantConv2d.from_float(conv))
-    layers = {name: stand_ins.get_submodule(name) for name in names}
-    missed = set(layers) - set(_reached(stand_ins, layers, batches)) if batches else ()
+    old = find_layers(stand_ins, config)
+    layers = {name: QuantConv2d.from_float(conv) for name, conv in old.items()}
+    replace_layers(stand_ins, layers)
+    # a copy of a lambda still calls the convolutions of the network that it was made in
+    kept = [*old.items(), *find_layers(model, config).items()]
+    with _noted(kept) as in_float:
+        reached = _reached(stand_ins, layers, batches)
     for name in layers:
-        if name in missed:
+        if name in in_float:
             raise ValueError(
                 f"layer {name!r} cannot be replaced: the network calls it through something else "
                 "than its modules, such as a lambda, functools.partial or an object of another "
                 f"kind; call it as self.{name}, or exclude it"
+            )
+        if name not in reached:
+            raise ValueError(
+                f"layer {name!r} was not run on the calibration images; exclude it, or give images "
+                "that reach it"
             )
 
 
@@ -302,20 +313,28 @@ def _in_order_of_execution(model, layers, batches):
 @torch.no_grad()
 def _reached(model, layers, batches):
     """Names of the layers that images reach, in that order, as keys."""
-    first, reached = next(model.parameters()), {}
-    hooks = [
-        conv.register_forward_pre_hook(lambda *_, name=name: reached.setdefault(name))
-        for name, conv in layers.items()
-    ]
-    try:
+    first = next(model.parameters())
+    with _noted(layers.items()) as reached:
         for batch in batches:
             model(batch.to(first.device, first.dtype))
             if len(reached) == len(layers):
                 break
+    return reached
+
+
+@contextmanager
+def _noted(layers):
+    """Names of the layers, of pairs with these, that are called meanwhile, in order, as keys."""
+    called = {}
+    hooks = [
+        conv.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
+        for name, conv in layers
+    ]
+    try:
+        yield called
     finally:
         for hook in hooks:
             hook.remove()
-    return reached
 
 
 def _recalibrated(model, name, calibration, config):
@@ -361,8 +380,7 @@ def _compensate(model, names, configs, points, batches, progress=False):
                     *gathered.pop(name),
                 )
                 bar.update()
-    for name, conv in made.items():  # only now, so that every pass is over the same network
-        replace_layer(model, name, conv)
+    replace_layers(model, made)  # only now, so that every pass is over the same network
 
 
 def _gather(model, names, batches, progress=False):
@@ -491,13 +509,16 @@ def _activation(name, config, calibration, report, points, searched=None):
     universal = universal_set(config.universal, config.words, signed=not layer.non_negative)
     shares, histogram = (None, layer.histogram) if searched is None else searched
     data = layer.samples() if config.selector == "kmeans" else histogram
-    selections = select_channels(
-        data,
-        k=k if points is None else points,
-        method=config.selector,
-        universal=universal,
-        seed=config.seed,
-    )
+    try:
+        selections = select_channels(
+            data,
+            k=k if points is None else points,
+            method=config.selector,
+            universal=universal,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from None
     report.points = float(np.mean([len(s.points) for s in selections]))
     report.duplicates = sum(s.duplicates for s in selections)
     report.seconds = sum(s.seconds for s in selections)
@@ -551,28 +572,29 @@ def copied(model):
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed}).eval()
 
 
-def replace_layer(model, name, module):
-    """Put a module in the place of another, wherever in the network that one is used.
+def replace_layers(model, modules):
+    """Put modules, by name, in the place of others, wherever in the network these are used.
 
-    Also in lists, tuples and dicts that are attributes, through which a network may call it.
+    Also in lists, tuples and dicts that are attributes, through which a network may call them.
     """
-    old, seen = model.get_submodule(name), set()
+    olds = [model.get_submodule(name) for name in modules]  # held, so that their ids stay theirs
+    places, seen = dict(zip(map(id, olds), modules.values(), strict=True)), set()
     for parent in list(model.modules()):
-        _put(vars(parent), old, module, seen)
+        _put(vars(parent), places, seen)
 
 
-def _put(value, old, new, seen):
-    """A value with `new` in the place of `old`; lists and dicts are changed in place."""
-    if value is old:
-        return new
+def _put(value, places, seen):
+    """A value with new modules in the places of old ones; lists and dicts are changed in place."""
+    if id(value) in places:
+        return places[id(value)]
     if type(value) is tuple:
-        parts = [_put(part, old, new, seen) for part in value]
+        parts = [_put(part, places, seen) for part in value]
         changed = any(part is not before for part, before in zip(parts, value, strict=True))
         return tuple(parts) if changed else value
     if isinstance(value, (list, dict)) and id(value) not in seen:  # one may hold itself
         seen.add(id(value))
         for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            replaced = _put(part, old, new, seen)
+            replaced = _put(part, places, seen)
             if replaced is not part:
                 value[key] = replaced
     return value

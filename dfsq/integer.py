@@ -15,7 +15,7 @@ from numba import prange
 from torch import nn
 
 from .activations import CodebookQuantizer
-from .convert import replace_layer, summary
+from .convert import replace_layers, summary
 from .threads import parallel
 
 #: A point of the universal set is a whole number of these.
@@ -211,9 +211,8 @@ def to_integer(model):
     """
     summary(model)  # refuses other networks
     made = copy.deepcopy(model)
-    for report in model.quantization.layers:
-        conv = made.get_submodule(report.layer)
-        replace_layer(made, report.layer, IntegerConv2d(conv, report.layer))
+    names = [report.layer for report in model.quantization.layers]
+    replace_layers(made, {name: IntegerConv2d(made.get_submodule(name), name) for name in names})
     return made
 
 

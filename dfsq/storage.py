@@ -29,7 +29,7 @@ from .convert import (
     check_replaceable,
     copied,
     float_digest,
-    replace_layer,
+    replace_layers,
     summary,
 )
 from .files import write_whole
@@ -50,6 +50,13 @@ def save(model, path):
     path : path
         Of the safetensors file; it is replaced only once the new one is complete.
 
+    Raises
+    ------
+    ValueError
+        For a network that was not quantized, or that was cast or changed since.
+    FileNotFoundError
+        If there is no such folder.
+
     Examples
     --------
     >>> import tempfile, torch, dfsq
@@ -65,6 +72,12 @@ def save(model, path):
     True
     """
     summary(model)  # refuses other networks
+    if float_digest(model) != model.quantization.state_digest:
+        raise ValueError(
+            "the network was cast or its values changed since it was quantized, which the file "
+            "would not hold; save it first and cast what dfsq.load returns, or quantize the "
+            "changed network"
+        )
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
@@ -98,7 +111,7 @@ def load(path, model):
     path : path
         A file of :func:`save`.
     model : nn.Module
-        The float network that was quantized; left untouched.
+        The float network that was quantized, of the same code; left untouched.
 
     Returns
     -------
@@ -130,7 +143,7 @@ def load(path, model):
     config = Config.from_json(metadata["config"])
     quantized = copied(model)
     modules = dict(quantized.named_modules())
-    reports = []
+    reports, made = [], {}
     for entry in json.loads(metadata["layers"]):
         report = LayerReport(**entry["report"])
         reports.append(report)
@@ -154,13 +167,18 @@ def load(path, model):
             for key, part in tensors.items()
             if key.startswith(prefix)
         }
-        replace_layer(quantized, name, _read(conv, entry, parts, config, report))
+        made[name] = _read(conv, entry, parts, config, report)
+    replace_layers(quantized, made)
     if metadata["float_digest"] != float_digest(model):
         raise ValueError(
             f"{path} was made from other weights of this network; load those it was made from"
         )
     quantized.quantization = Quantization(
-        config, reports, metadata["calibration_digest"], metadata["float_digest"]
+        config,
+        reports,
+        metadata["calibration_digest"],
+        metadata["float_digest"],
+        float_digest(quantized),
     )
     return quantized
 

@@ -239,7 +239,7 @@ def test_calibrations_that_do_not_fit(net):
         quantize(net, Config(selector="kmeans"), calibration)
     with pytest.raises(ValueError, match=r"'body\.0': static-tensor needs"):
         quantize(net, Config(normalization="static-tensor", static_range="mse"), calibration)
-    with pytest.raises(ValueError, match="cells do not fit the universal set"):
+    with pytest.raises(ValueError, match=r"'body\.0': .* do not fit the universal set; calibrate"):
         quantize(net, Config(words=3), calibration)
     with pytest.raises(ValueError, match="layer 'head' is not in the calibration"):
         quantize(net, Config(layers="*"), calibration)
@@ -334,6 +334,9 @@ def test_greyscale_network(tmp_path):
     arrays = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
     quantized = quantize(net, Config(layers="*"), list(arrays))
     assert run(quantized, make_images(1)).shape == (2, 1, 16, 12)
+    dfsq.save(quantized, tmp_path / "grey.safetensors")
+    loaded = dfsq.load(tmp_path / "grey.safetensors", net)
+    assert torch.equal(run(loaded, make_images(1)), run(quantized, make_images(1)))
     with pytest.raises(ValueError, match="layer 'head' takes 1 channels, not 3"):
         run(quantized)
 
@@ -478,27 +481,39 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("preset", ["uniform-minmax", "dfsq-exact", "dfsq-exact-w"])
+@pytest.mark.parametrize("also_called", [False, True])
 @pytest.mark.parametrize("kind", HIDDEN)
-def test_a_layer_that_is_called_where_it_cannot_be_replaced(kind, preset):
-    """It would stay in float, and the network be called quantized."""
+def test_a_layer_that_is_called_where_it_cannot_be_replaced(kind, also_called, preset):
+    """There it would stay in float, and the network be called quantized."""
 
     class Hiding(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+            self.head, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
             self.hidden = HIDDEN[kind](self.last)
 
         def forward(self, x):
             call = self.hidden[0] if isinstance(self.hidden, list) else self.hidden
-            return call(self.head(x))
+            x = self.head(x)
+            return call(self.last(x) if also_called else x)
 
     hiding = Hiding()
     with pytest.raises(
         ValueError, match=r"layer 'last' cannot be replaced: .* call it as self\.last"
     ):
         quantize(hiding, Config.preset(preset))
+    assert not hiding.last._forward_pre_hooks
     made = quantize(hiding, Config.preset(preset, exclude="last"))
     assert [layer.layer for layer in made.quantization.layers] == ["head"]
+
+
+def test_a_layer_that_no_image_reaches(net):
+    calibration = calibrate(net, IMAGES, Config(layers="body.*"), progress=False)
+    net.unused = nn.Conv2d(3, 3, 3)
+    for images in (IMAGES, calibration.batches):
+        for preset in ("dfsq-points", "dfsq-points-w"):
+            with pytest.raises(ValueError, match=r"'unused' was not run on the calibration images"):
+                quantize(net, Config.preset(preset, layers=("body.*", "unused")), images)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports

@@ -51,6 +51,37 @@ def test_a_file_brings_back_the_network_bit_for_bit(net, path, name, bits):
         assert flags[0] == flags[1]  # by which the quantizer warns
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_layer_of_one_output_channel(path, name, bits):
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1)).eval()
+    bits = min(bits, 4) if name == "sq" else bits
+    quantized = quantize(net, Config.preset(name, bits))
+    dfsq.save(quantized, path)
+    assert torch.equal(run(dfsq.load(path, net)), run(quantized))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.half(),
+        lambda net: net.head.weight.data.mul_(2),
+        lambda net: net.body[0].bias.data.add_(1),
+    ],
+)
+def test_a_network_that_is_no_longer_as_it_was_quantized(net, path, change):
+    """Its file would hold another network than it is."""
+    quantized = quantize(net, Config(layers="body.*"))
+    dfsq.save(quantized, path)
+    before = path.read_bytes()
+    for made in (quantized, dfsq.load(path, net)):
+        change(made)
+        with pytest.raises(ValueError, match=r"cast or its values changed .* save it first"):
+            dfsq.save(made, path)
+    assert path.read_bytes() == before
+
+
 def test_off_grid_codebooks_in_a_file(net, path):
     quantized = quantize(net, Config(words=3))
     dfsq.save(quantized, path)
