@@ -9,6 +9,7 @@ programming over the sorted universal set.
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import comb
 from time import perf_counter
@@ -129,7 +130,7 @@ def select_channels(
         See :func:`select`.
     k : int, or int array of shape (channels,), optional
         Number of points, instead of ``2**bits``. If it exceeds the universal set, the whole set
-        is taken.
+        is taken, but by K-means what its centres snap to.
     pinned : sequence of float
         Points that must be in the subset (``exact`` and ``exhaustive``).
     weights : array, shape (n,), optional
@@ -283,7 +284,10 @@ def _as_histogram(samples, universal, weights):
         if weights is not None:
             raise ValueError("weights go with samples; a histogram already has its counts")
         if not np.isin(edges_for(universal), histogram.edges).all():
-            raise ValueError("the histogram's cells do not fit the universal set; see edges_for")
+            raise ValueError(
+                "the histogram's cells do not fit the universal set; calibrate with the same "
+                "configuration, or make it with edges_for(universal)"
+            )
     else:
         edges = edges_for(universal)
         histogram = Histogram(len(samples), edges)
@@ -413,11 +417,16 @@ def _exact_all(N, S, squares, u, edge, k, pinned, chosen, error):  # noqa: N803
 
 def _sums(histogram, universal):
     """Prefix sums of count and sum, and the cell beyond the midpoint of each pair of points."""
-    edge = np.searchsorted(histogram.edges, (universal[:, None] + universal[None, :]) / 2) + 1
     zeros = np.zeros((histogram.channels, 1))
     N = np.concatenate([zeros, np.cumsum(histogram.count, axis=1)], axis=1)  # noqa: N806
     S = np.concatenate([zeros, np.cumsum(histogram.total, axis=1)], axis=1)  # noqa: N806
-    return N, S, edge.astype(np.int32)
+    return N, S, _beyond_midpoints(histogram.edges.tobytes(), universal.tobytes())
+
+
+@lru_cache(maxsize=16)  # a search of scales asks for the same again and again
+def _beyond_midpoints(edges, universal):
+    edges, u = np.frombuffer(edges), np.frombuffer(universal)
+    return (np.searchsorted(edges, (u[:, None] + u[None, :]) / 2) + 1).astype(np.int32)
 
 
 def _rounding(N, universal):  # noqa: N803
@@ -560,7 +569,8 @@ def _free(N, S, Q, k):  # noqa: N803
 
 def _free_channels(histogram, k, began):
     def run(channel):
-        used = np.flatnonzero(histogram.count[channel] > 0)
+        # of samples that count so little that the sums do not change no mean can be told
+        used = np.flatnonzero(np.diff(np.cumsum(histogram.count[channel]), prepend=0.0) > 0)
         N, S, Q = (  # noqa: N806
             np.append(0.0, np.cumsum(sums[channel, used]))
             for sums in (histogram.count, histogram.total, histogram.squares)

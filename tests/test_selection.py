@@ -458,6 +458,13 @@ def test_free_is_the_ceiling_of_any_codebook(channels, bits):
         assert np.sum((b.points[codes] - channel) ** 2) == pytest.approx(b.sse, abs=1e-11)
 
 
+def test_free_with_samples_that_hardly_count():
+    """Their weights are lost in the sums, so that there is no mean of theirs."""
+    found = select([0.1, 0.5, 0.9], 2, "free", weights=[1.0, 1e-20, 1e-20])
+    assert found.points == pytest.approx([0.1], abs=1e-12)
+    assert found.sse == pytest.approx(0, abs=1e-12)
+
+
 def test_free_has_no_more_levels_than_there_are_values():
     found = select([0.25, 0.25, -0.5], 4, "free")
     assert found.points.tolist() == [-0.5, 0.25]
@@ -536,7 +543,7 @@ def test_histograms_that_do_not_fit():
         select(histogram, 2, "kmeans")
     with pytest.raises(ValueError, match="already has its counts"):
         select(histogram, 2, weights=[1, 1, 1])
-    with pytest.raises(ValueError, match="see edges_for"):
+    with pytest.raises(ValueError, match=r"the same configuration, or .* edges_for"):
         select(histogram, 2, universal=universal_set(words=3))
     with pytest.raises(ValueError, match="one channel, not 2"):
         select(Histogram(2), 2)
