@@ -323,8 +323,8 @@ def test_repeats_of_rows():
 
 
 def test_differences_beyond_rounding_are_told_by_the_worse_row():
-    most = pd.Series([0.01, 0.02, 0.02, 0.3, np.nan], tables.LOSS_RANGES)
-    change = np.array([0.015, -0.015, 0.015, 0.25, -0.35, 9])
-    larger = tables.beyond_rounding(change, np.array([0.03, -1, 0.1, 1, 0.31, 2]), most)
-    assert larger.tolist() == [True, True, False, False, True, False]
+    most = pd.Series([0.01, 0.02, 0.02, 0.3, 0.3, 0.5, np.nan], tables.LOSS_RANGES)
+    change = np.array([0.015, -0.015, 0.015, 0.25, -0.35, 0.4, 0.4, 9])
+    larger = tables.beyond_rounding(change, np.array([0.03, -1, 0.1, 1, 0.31, 3, 3.1, 11]), most)
+    assert larger.tolist() == [True, True, False, False, True, True, False, False]
     assert not tables.beyond_rounding(0.01, 0.0, most)

@@ -18,7 +18,7 @@ from .benchmark import CALIBRATION, PROTOCOL_VERSION, method_version, standard_g
 PAPER_FILE = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
 
 #: Upper ends, in dB, of the ranges of loss by which rounding is told.
-LOSS_RANGES = (0.03, 0.1, 0.3, 1.0, np.inf)
+LOSS_RANGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
 
 
 def published():
