@@ -1,6 +1,6 @@
 """DFSQ: distribution-flexible subset quantization, reproduced, tested and carried further."""
 
-from . import sr
+from . import cost, integer, sr
 from .calibration import calibrate
 from .config import PRESETS, Config
 from .convert import quantize, summary
@@ -17,7 +17,9 @@ __all__ = [
     "Histogram",
     "Selection",
     "calibrate",
+    "cost",
     "export_onnx",
+    "integer",
     "load",
     "quantize",
     "save",

@@ -334,7 +334,9 @@ def _config(options):
     from .config import BITS, Config
 
     if options.bits not in BITS:
-        raise ValueError(f"--bits must be one of {', '.join(map(str, BITS))}, not {options.bits}")
+        raise ValueError(
+            f"--bits must be of 2 to 8, or 32 for the float network, not {options.bits}"
+        )
     if options.crops < 1:
         raise ValueError(f"--crops must be at least 1, not {options.crops}")
     if options.bits == 32:

@@ -1,10 +1,12 @@
 """Files that are there whole or not at all, in folders that can be written to."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save
 
 
 def writable_folder(folder, instead):
@@ -67,3 +69,28 @@ def write_whole(path, write):
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a safetensors file, the same bytes for the same tensors and metadata.
+
+    Parameters
+    ----------
+    path : str or Path
+        See :func:`write_whole`.
+    tensors : dict of str to tensor
+    metadata : dict of str to str
+        Sorted in the file; the library writes them in an order that changes from run to run.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    content = save(tensors, metadata)  # its save_file makes a file that no other user can read
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    content = content[:8] + text.ljust(end - 8) + content[end:]
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 from torch import nn
 
 from .activations import CodebookQuantizer, DynamicUniformQuantizer, StaticUniformQuantizer
@@ -32,7 +31,7 @@ from .convert import (
     replace_layers,
     summary,
 )
-from .files import write_whole
+from .files import write_tensors
 from .packing import pack, packed_bytes, unpack
 from .universal import universal_set
 from .weights import QuantizedWeight
@@ -98,9 +97,7 @@ def save(model, path):
     }
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
-    # save_file makes a file that no other user can read
-    content = serialized(tensors, metadata)
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    write_tensors(path, tensors, metadata)
 
 
 def load(path, model):
@@ -124,6 +121,8 @@ def load(path, model):
         If the file is damaged, of another kind, or does not fit the network; a layer that does not
         is named.
     """
+    if isinstance(path, nn.Module):
+        raise ValueError("the file comes first, and then the network: dfsq.load(path, model)")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -149,16 +148,18 @@ def load(path, model):
         reports.append(report)
         name, conv = report.layer, modules.get(report.layer)
         if not isinstance(conv, nn.Conv2d):
-            raise ValueError(f"{path} does not fit: the network has no convolution {name!r}")
+            raise _misfit(path, f"the network has no convolution {name!r}")
         if (conv.in_channels, conv.out_channels) != (report.inputs, report.outputs):
-            raise ValueError(
-                f"{path} does not fit: layer {name!r} has {conv.in_channels} to "
-                f"{conv.out_channels} channels, in the file {report.inputs} to {report.outputs}"
+            raise _misfit(
+                path,
+                f"layer {name!r} has {conv.in_channels} to {conv.out_channels} channels, in the "
+                f"file {report.inputs} to {report.outputs}",
             )
         if tuple(entry["shape"]) != conv.weight.shape:
-            raise ValueError(
-                f"{path} does not fit: the weight of layer {name!r} has shape "
-                f"{tuple(conv.weight.shape)}, in the file {tuple(entry['shape'])}"
+            raise _misfit(
+                path,
+                f"the weight of layer {name!r} has shape {tuple(conv.weight.shape)}, in the file "
+                f"{tuple(entry['shape'])}",
             )
         check_replaceable(name, conv)
         prefix = f"{name}/"
@@ -170,9 +171,7 @@ def load(path, model):
         made[name] = _read(conv, entry, parts, config, report)
     replace_layers(quantized, made)
     if metadata["float_digest"] != float_digest(model):
-        raise ValueError(
-            f"{path} was made from other weights of this network; load those it was made from"
-        )
+        raise _misfit(path, "the network has other weights, or other layers beside the quantized")
     quantized.quantization = Quantization(
         config,
         reports,
@@ -181,6 +180,12 @@ def load(path, model):
         float_digest(quantized),
     )
     return quantized
+
+
+def _misfit(path, what):
+    return ValueError(
+        f"{path} does not fit: {what}; give the float network that the file was made from (--model)"
+    )
 
 
 def _checksum(tensors, metadata):

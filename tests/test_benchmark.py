@@ -845,6 +845,8 @@ def test_methods_with_fields_that_differ(bench, cell):
     assert keys[0]["config_digest"] != keys[1]["config_digest"]
     row = run(made, replace(cell, method="dfsq-points:weights=mse")).iloc[0]
     assert row.method == "dfsq-points:weights=mse"
+    with pytest.raises(ValueError, match=r"'bicubi'; there are bicubic, float, .* FILE\.py:FUNC"):
+        made.config(replace(cell, method="bicubi"))
     for bad in ("dfsq-exact:dampings=1", "dfsq-exact:damping"):
         with pytest.raises(ValueError, match=r"must be FIELD=VALUE with a field of dfsq.Config"):
             made.config(replace(cell, method=bad))

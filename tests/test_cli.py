@@ -153,7 +153,7 @@ def test_images_that_a_network_does_not_take(tiny, photo, folder, capsys, monkey
 @pytest.mark.parametrize("bits", [0, 1, 9, 33])
 def test_bad_bits(photo, capsys, bits):
     message = error(capsys, "upscale", photo, "--bits", bits)
-    assert f"one of 2, 3, 4, 5, 6, 7, 8, 32, not {bits}" in message
+    assert f"--bits must be of 2 to 8, or 32 for the float network, not {bits}" in message
 
 
 def test_bad_crops(photo, capsys):
@@ -306,7 +306,7 @@ def test_compare_refuses_and_leaves_nothing_behind(folder, capsys):
     assert "unknown model 'edsr'" in refused("good", "--model", "edsr")
     assert "there is no file my.py" in refused("good", "--model", "my.py:build")
     assert "unknown preset 'best'; there are float, " in refused("good", "--method", "best")
-    assert "one of 2, 3, 4, 5, 6, 7, 8, 32, not 9" in refused("good", "--bits", "9")
+    assert "of 2 to 8, or 32 for the float network, not 9" in refused("good", "--bits", "9")
     assert "quantize nothing" in refused("good", "--bits", "32")
     assert "quantize nothing" in refused("good", "--method", "float")
     message = "q.safetensors does not fit: layer 'body.0.body.0' has 64 to 64 channels"

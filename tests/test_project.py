@@ -60,6 +60,14 @@ def specifiers(requirements):
     }
 
 
+def test_names_of_the_readme_come_with_the_package(repository):
+    """As a user finds them who has imported nothing else."""
+    names = re.findall(r"\bdfsq\.([\w.]*\w)", (repository / "README.md").read_text())
+    assert {"integer", "quantize", "sr.load_model"} <= set(names)
+    code = "import sys, dfsq, operator; [operator.attrgetter(n)(dfsq) for n in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", code, *names], check=True)
+
+
 def test_environment_agrees_with_pyproject(repository, project):
     environment = yaml.safe_load((repository / "environment.yml").read_text())
     *conda, last = environment["dependencies"]

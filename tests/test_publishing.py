@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dfsq import files
 from dfsq.sr import zoo
 from dfsq.sr.datasets import ImagePair
 from dfsq.sr.fetch import files_of
@@ -87,6 +88,7 @@ def test_what_is_published(trained, tmp_path, name, monkeypatch):
     with safe_open(target, "pt") as file:
         assert file.metadata() == {"step": "4", "value_range": "1"}
 
+    about = target.with_suffix(".md").read_text()
     monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path / "weights")
     model = zoo.load_model(name)
     assert name in zoo.model_names()
@@ -104,7 +106,11 @@ def test_what_is_published(trained, tmp_path, name, monkeypatch):
     assert facts["psnr"]["photos"]["bicubic"] == pytest.approx(bicubic)
     assert facts["psnr"]["photos"]["float"] == pytest.approx(validate(model, pairs))
     assert target.with_suffix(".csv").read_bytes() == (run / "log.csv").read_bytes()
+    assert about == card(facts, f"{name}.safetensors")  # the name is of what the project holds
+    monkeypatch.setattr(publishing, "WEIGHTS_FOLDER", tmp_path / "weights")
+    published(run, name)
     assert target.with_suffix(".md").read_text() == card(facts)
+    assert f'load_model("{name}")' in card(facts)
 
 
 def test_weights_of_another_run_are_replaced_only_when_asked(trained, tmp_path):
@@ -266,7 +272,7 @@ def test_published_anew_weights_are_the_same_file(trained, monkeypatch, first):
     """Whatever order the library writes metadata in, which changes from process to process."""
     run = trained("srresnet-x2", 2)
     before = published(run, "srresnet-x2").read_bytes()
-    plain = publishing.save
+    plain = files.save
 
     def save(weights, metadata):
         second = next(key for key in metadata if key != first)
@@ -280,7 +286,7 @@ def test_published_anew_weights_are_the_same_file(trained, monkeypatch, first):
         header = header.ljust(-(-len(header) // 8) * 8)
         return len(header).to_bytes(8, "little") + header + content[end:]
 
-    monkeypatch.setattr(publishing, "save", save)
+    monkeypatch.setattr(files, "save", save)
     assert published(run, "srresnet-x2").read_bytes() == before
 
 

@@ -218,7 +218,7 @@ def test_altered_and_missing_files_are_named(tmp_path, monkeypatch):
         raise OSError
 
     monkeypatch.setattr("pooch.retrieve", offline)
-    with pytest.raises(FileNotFoundError, match=r"Set5/.*DFSQ_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"(Set5/\S+) is .* as FOLDER/\1, .*DFSQ_DATA"):
         dfsq.sr.load_dataset("Set5")
 
 

@@ -321,7 +321,12 @@ def test_a_users_file_hides_no_module(users, monkeypatch):
         ("def build(): return 3", r"mine\.py:build must return an nn\.Module, not int"),
         ("def build(): return nn.Conv2d(3, 3, 3)", r"scale of 2, 3, 4 or 8, not None"),
         ("Options = partial(Options, 5)", r"scale of 2, 3, 4 or 8, not 5"),
-        ("build = lambda: Sharpened(9)", r"gives .* dB .*, bicubic .* RGB in 0\.\.1"),
+        ("build = lambda: Sharpened(9)", r"gives .* bicubic .* trained too little, .* 0\.\.1"),
+        (
+            "def build():\n m = Sharpened(1)\n nn.init.constant_(next(m.parameters()), torch.nan)\n"
+            " return m",
+            r"the network of .*mine\.py:build: the weights '.*' hold NaN or infinity",
+        ),
         (
             "Options = partial(Options, 4)",
             r"makes an image of shape \(96, 96, 3\) of one of \(48, 48, 3\), .* \(192, 192, 3\)",

@@ -384,6 +384,7 @@ def test_a_run_that_is_done_is_left_alone(data, tmp_path, capsys):
     for steps in (3, 2):
         run(data, tmp_path, steps)
         assert "is at step 3 already" in capsys.readouterr().out
+    refused("unknown data set", "gone", tmp_path, 3)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 
@@ -598,7 +599,8 @@ def test_a_checkpoint_of_other_images_or_weights(data, tmp_path):
     for seed in range(3):
         Image.fromarray(random_image(seed)).save(tmp_path / "others" / f"{seed}.png")
     message = r"checkpoint\.pt was trained on other images: 8 of photos\d*; give the same"
-    refused(message, tmp_path / "others", tmp_path / "out", 2)
+    for steps in (2, 1):
+        refused(message, tmp_path / "others", tmp_path / "out", steps)
     weights(tmp_path / "w.safetensors")
     message = r"checkpoint\.pt began with other weights than those given as initial"
     refused(message, data, tmp_path / "out", 2, initial=tmp_path / "w.safetensors")

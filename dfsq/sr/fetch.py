@@ -145,6 +145,7 @@ def fetch(file, *, progress=True):
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{file} is not on this machine and could not be downloaded from {row.url} "
-            f"({type(error).__name__}); put it into a folder and name that in DFSQ_DATA"
+            f"({type(error).__name__}); put it into a folder, as FOLDER/{file}, and name FOLDER in "
+            "DFSQ_DATA"
         ) from None
     return target

@@ -531,6 +531,9 @@ def _check_beats_bicubic(model, path, value_range=None):
     lr = imresize(hr, 1 / model.scale)
     bicubic = psnr_y(imresize(lr, model.scale), hr, model.scale)
     if value_range is None:
+        for key, value in model.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"the network of {path}: the weights {key!r} hold NaN or infinity")
         try:
             result = to_image(model(to_tensor(lr)))
         except Exception as error:
@@ -546,8 +549,8 @@ def _check_beats_bicubic(model, path, value_range=None):
         psnr = psnr_y(result, hr, model.scale)
         if not psnr > bicubic:
             raise ValueError(
-                f"{path} gives {psnr:.2f} dB on a photograph, bicubic {bicubic:.2f} dB; a network "
-                "takes and returns RGB in 0..1"
+                f"{path} gives {psnr:.2f} dB on a photograph, bicubic {bicubic:.2f} dB: it is "
+                "trained too little, or for another range; a network takes and returns RGB in 0..1"
             )
         return
     other = 1.0 if value_range == 255 else 255.0

@@ -630,6 +630,12 @@ class Bench:
         model = self.model(cell.model)
         layers = getattr(model, "body_layers", None)
         name, changes = _parsed(cell.method)
+        if name.removesuffix("-w").removesuffix("-a") not in PRESETS:
+            raise ValueError(
+                f"unknown method {name!r}; there are bicubic, {', '.join(PRESETS)}, each of these "
+                "also with -w (weights only) or -a (activations only) and with fields that differ "
+                "(dfsq-exact:damping=0.1), and functions in files, FILE.py:FUNCTION"
+            )
         config = Config.preset(name, cell.bits, **({"seed": cell.seed, "layers": layers} | changes))
         return with_all_layers(config, model) if cell.layers == "all" else config
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from safetensors.torch import save
 
-from ..files import write_whole
+from ..files import write_tensors, write_whole
 from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, CALIBRATION_SETS, load_dataset
 from ..sr.upscaling import Bicubic
@@ -35,7 +34,7 @@ TITLES = {"edsr": "EDSR", "srresnet": "SRResNet", "rdn": "RDN"}
 # What a model card says of every network.
 TOO_LARGE = ", too large for the repository: they belong beside a release"
 USE = """\
-`dfsq.sr.load_model("{name}")` gives a network that takes and returns RGB in 0..1. It is meant for
+`dfsq.sr.load_model("{source}")` gives a network that takes and returns RGB in 0..1. It is meant for
 the study of quantization: to be compared with its own quantized versions, not with the best
 network of its kind. It undoes bicubic downscaling by {scale}; photographs that were blurred,
 compressed or made noisy are not what it has seen. Details that it draws need not be true: it is
@@ -126,9 +125,7 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     target = (folder if held <= LARGEST else run) / f"{name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"step": str(state["step"]), "value_range": "1"}
-    # save_file makes a file that no other user can read
-    content = _in_order(save(weights, metadata))
-    write_whole(target, lambda path: path.write_bytes(content))
+    write_tensors(target, weights, metadata)
     facts = {
         "name": name,
         "parameters": parameters,
@@ -150,24 +147,14 @@ def publish(name, run, folder=WEIGHTS_FOLDER, *, sets=BENCHMARK_SETS, replace=Fa
     beside = folder / name  # suffixes are appended to it
     write_whole(beside.with_suffix(".png"), lambda path: curve.savefig(path, format="png", dpi=100))
     plt.close(curve)
-    write_whole(beside.with_suffix(".md"), lambda path: path.write_text(card(facts)))
+    is_embedded = target.parent.resolve() == WEIGHTS_FOLDER.resolve()
+    about = card(facts, None if is_embedded else target.name)
+    write_whole(beside.with_suffix(".md"), lambda path: path.write_text(about))
     text = json.dumps(facts, indent=2) + "\n"
     for place in {beside, target}:  # where training that starts from the weights looks for them
         write_log(place.with_suffix(".csv"), rows)
         write_whole(place.with_suffix(".json"), lambda path: path.write_text(text))
     return target
-
-
-def _in_order(content):
-    """A safetensors file with sorted metadata, whose order the library changes from run to run.
-
-    So weights that are published anew have the digest that others began with.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def _titles(sets):
@@ -220,13 +207,16 @@ def _check_replaced(path, state):
         )
 
 
-def card(facts):
+def card(facts, source=None):
     """The model card of a published network, in Markdown.
 
     Parameters
     ----------
     facts : dict
         What :func:`publish` writes as JSON.
+    source : str, optional
+        By what :func:`dfsq.sr.zoo.load_model` takes it: the file of the weights, or, by default,
+        the name, by which it takes those that the project holds.
     """
     name, recipe, weights = facts["name"], facts["recipe"], facts["weights"]
     size = f"{facts['parameters'] / 1e6:.2f} million parameters, {weights['bytes'] / 1e6:.1f} MB"
@@ -252,7 +242,7 @@ def card(facts):
         "## Data",
         " ".join((_data(facts["data"]), *_before(facts["initial"]))),
         "## Use and limits",
-        USE.format(name=f"{name}.safetensors" if where else name, scale=recipe["scale"]),
+        USE.format(source=source or name, scale=recipe["scale"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -358,7 +348,8 @@ def page(folder=WEIGHTS_FOLDER, prefix="../data/weights"):
 def _section(folder, name, prefix):
     facts = json.loads((folder / f"{name}.json").read_text())
     validated = min(VALIDATE_ON, facts["data"]["held_out"])
-    text = card(facts).replace("## ", "### ").replace(f"# {name}\n", f"## {name}\n", 1)
+    source = f"{name}.safetensors" if facts["weights"]["bytes"] > LARGEST else None
+    text = card(facts, source).replace("## ", "### ").replace(f"# {name}\n", f"## {name}\n", 1)
     return f"""{text}
 ```{{figure}} {prefix}/{name}.png
 :alt: Training loss and validation PSNR of {name} against steps

@@ -203,16 +203,16 @@ def train(source, out, recipe, steps, *, initial=None, save_every=1000, device=N
 
 def _train(run, source, steps, save_every):
     out, recipe, device = run.out, run.recipe, run.device
-    if run.step >= steps:
-        if not run.resumed:
-            raise ValueError(
-                f"steps counts those that the initial weights have behind them: it must be more "
-                f"than {run.step}, not {steps}"
-            )
-        _say(f"{out} is at step {run.step} already")
-        return
+    if run.step >= steps and not run.resumed:
+        raise ValueError(
+            f"steps counts those that the initial weights have behind them: it must be more "
+            f"than {run.step}, not {steps}"
+        )
     images = training_images(source, recipe.scale, recipe.patch)
     run.take(images.facts)
+    if run.step >= steps:
+        _say(f"{out} is at step {run.step} already")
+        return
     _tell(images.facts)
     held_out = images.held_out[:: max(1, len(images.held_out) // VALIDATE_ON)][:VALIDATE_ON]
     patches = Patches(images.train, recipe.scale, device)
