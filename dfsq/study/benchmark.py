@@ -238,7 +238,8 @@ def standard_grid():
     # statistics of calibration alone, the range whole or clipped, under weights of either kind; and
     # is it the subset that the weights gain by, or that their range may be clipped?
     controls = ["static-channel-minmax", "static-channel-mse", "dfsq-points:weights=mse"]
-    controls += ["dfsq-subset", "dfsq-exact:normalization=static-channel,static_range=mse"]
+    controls += ["dfsq-subset", "dfsq-exact:weights=mse"]
+    controls += ["dfsq-exact:normalization=static-channel,static_range=mse"]
     cells += grid([main], sets, controls, [4, 3, 2])
     cells += grid(own, sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
