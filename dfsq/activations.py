@@ -107,7 +107,7 @@ def _look_up(x, offset, scale, table, levels, out):
         for i in range(pixels):
             z = (x[n, c, i] - o) / s
             cell = min(max(np.floor(z * np.float32(2048.0)), low), high)
-            cell = np.int32(cell) + np.int32(2048)
+            cell = max(np.int32(cell) + np.int32(2048), np.int32(0))  # NaN has no place else
             out[n, c, i] = values[cell] if whole else levels[c, table[c, cell]] * s + o
 
 
@@ -341,7 +341,10 @@ class CodebookQuantizer(ActivationQuantizer):
     def codes(self, z):
         """Code of each normalized value, 0 for the lowest level; int64, shape of `z`."""
         if self.table is not None:
-            cell = (z * 2048).floor_().clamp_(-2048, 2047).to(torch.int32).add_(2048)
+            # within the range before it is an integer, which huge values overflow, and after, as
+            # an exported network meets NaN
+            cell = (z * 2048).floor_().clamp_(-2048, 2047).to(torch.int32)
+            cell = cell.add_(2048).clamp_(0, 4095)
             return _of_channel(self.table, cell.long()).long()
         if torch.compiler.is_exporting():  # ONNX has no such search
             return _bisect(self.thresholds, z)

@@ -384,7 +384,7 @@ def test_a_run_that_is_done_is_left_alone(data, tmp_path, capsys):
     for steps in (3, 2):
         run(data, tmp_path, steps)
         assert "is at step 3 already" in capsys.readouterr().out
-    refused("unknown data set", "gone", tmp_path, 3)
+    refused("there is no folder 'gone'", "gone", tmp_path, 3)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 
