@@ -508,9 +508,9 @@ def test_a_layer_that_is_called_where_it_cannot_be_replaced(kind, also_called, p
 
 
 def test_a_layer_that_no_image_reaches(net):
-    calibration = calibrate(net, IMAGES, Config(layers="body.*"), progress=False)
     net.unused = nn.Conv2d(3, 3, 3)
-    for images in (IMAGES, calibration.batches):
+    calibration = calibrate(net, IMAGES, Config(layers="body.*"), progress=False)
+    for images in (IMAGES, calibration):
         for preset in ("dfsq-points", "dfsq-points-w"):
             with pytest.raises(ValueError, match=r"'unused' was not run on the calibration images"):
                 quantize(net, Config.preset(preset, layers=("body.*", "unused")), images)
