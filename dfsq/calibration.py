@@ -114,6 +114,9 @@ class Calibration:
         The images themselves, for a pass over the quantized network.
     float_digest : str or None
         SHA-256 of the network's parameters and buffers, see :func:`float_digest`.
+    moments : tuple
+        Second moments that :func:`dfsq.quantize` took last, after what they are of; the next
+        configuration may have the same.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Calibration:
         self.keeps_inputs = keeps_inputs
         self.error_units = error_units
         self.float_digest = float_digest
+        self.moments = (None, None)
 
 
 class _Observer:

@@ -140,7 +140,8 @@ def quantize(model, images, config=None, *, progress=True):
     images : sequence or Calibration
         Calibration images, see :func:`dfsq.calibration.as_batches`: uint8 arrays of shape
         (H, W, C) or float tensors of shape (C, H, W) in 0..1. Or what :func:`dfsq.calibrate`
-        returned, to try several configurations on one pass.
+        returned, to try several configurations on one pass; those that differ only in how
+        weights are chosen then share the layers' second moments as well.
     config : Config, optional
         ``Config()`` by default.
     progress : bool
@@ -251,10 +252,10 @@ def quantize(model, images, config=None, *, progress=True):
         weight = None if name in chosen_later else _weight(name, conv, chosen)
         replace_layers(quantized, {name: QuantConv2d.from_float(conv, weight, activation)})
         if config.sequential and name in chosen_later:
-            _compensate(quantized, [name], configs, points, calibration.batches)
+            _compensate(quantized, [name], configs, points, seen)
         record.layers.append(report)
     if chosen_later and not config.sequential:
-        _compensate(quantized, chosen_later, configs, points, calibration.batches, progress)
+        _compensate(quantized, chosen_later, configs, points, calibration, progress)
     record.state_digest = float_digest(quantized)
     quantized.quantization = record
     if progress:
@@ -363,13 +364,13 @@ def _weight(name, conv, config):
 
 
 @torch.no_grad()
-def _compensate(model, names, configs, points, batches, progress=False):
+def _compensate(model, names, configs, points, calibration, progress=False):
     """Choose weights and biases of layers whose activations are quantized already."""
     sizes = {name: 2 * Statistics.bytes(model.get_submodule(name)) for name in names}
     made = {}
     with tqdm(total=len(names), desc="compensating", disable=not progress, unit="layer") as bar:
         for group in in_groups(sizes):
-            gathered = _gather(model, group, batches, progress)
+            gathered = _gathered(model, group, calibration, progress)
             bar.unpause()  # that time is no layer's
             for name in group:
                 made[name] = _compensated(
@@ -377,10 +378,30 @@ def _compensate(model, names, configs, points, batches, progress=False):
                     model.get_submodule(name),
                     configs[name],
                     points[name][1],
-                    *gathered.pop(name),
+                    *gathered[name],
                 )
                 bar.update()
+            del gathered  # or the next group's would be beyond the memory limit
     replace_layers(model, made)  # only now, so that every pass is over the same network
+
+
+def _gathered(model, names, calibration, progress):
+    """Second moments of layers' inputs; those taken last, where they are of the same network.
+
+    Configurations that differ in how weights are chosen have the same inputs, and to take these
+    moments is most of the work. One group of layers, within the memory limit, is kept.
+    """
+    quantizers = [model.get_submodule(name).activation for name in names]
+    settings = [
+        (type(q), *(getattr(q, n, None) for n in ("bits", "non_negative"))) for q in quantizers
+    ]
+    key = (names, float_digest(model), settings)
+    have_key, have = calibration.moments
+    if have_key != key:
+        calibration.moments = (None, None)  # two groups would be beyond the limit
+        have = _gather(model, names, calibration.batches, progress)
+        calibration.moments = key, have
+    return have
 
 
 def _gather(model, names, batches, progress=False):

@@ -736,6 +736,49 @@ def test_passes_in_little_memory_give_the_same(net, monkeypatch):
     assert passes == [list(LAYERS[:2]), list(LAYERS[2:])]
 
 
+def test_configurations_share_the_moments_of_the_same_inputs(net, monkeypatch):
+    """Also those that a first configuration has used stay as they were."""
+    passes, original = [], convert._gather
+
+    def counted(model, names, *others):
+        passes.append(list(names))
+        return original(model, names, *others)
+
+    monkeypatch.setattr(convert, "_gather", counted)
+    calibration = dfsq.calibrate(net, IMAGES, Config(), progress=False)
+    weights_differ = [
+        Config(4, 4),
+        Config(3, 4, weights="minmax"),
+        Config(4, 4, least_squares=False, bias_correction=False),
+        Config(4, 4, compensation=False, damping=0.1),
+        Config(4, 4),
+    ]
+    inputs_differ = [
+        Config(4, 3),
+        Config(4, 3, selector="even"),
+        Config(4, 4, normalization="minmax"),  # the state of a network says nothing of its bits
+        Config(4, 3, normalization="minmax"),
+        Config(4, 3, normalization="minmax", layers=LAYERS[:2]),
+    ]
+    for configs, count in ((weights_differ, 1), (inputs_differ, len(inputs_differ))):
+        shared = [quantize(net, config, calibration) for config in configs]
+        assert len(passes) == count
+        for config, one in zip(configs, shared, strict=True):
+            alone = quantize(net, config)
+            assert one.quantization.state_digest == alone.quantization.state_digest
+        passes.clear()
+
+
+def test_moments_beyond_the_memory_limit_are_not_kept_together(net, monkeypatch):
+    calibration = dfsq.calibrate(net, IMAGES, Config(), progress=False)
+    monkeypatch.setattr(memory, "LIMIT", 1)
+    for _ in range(2):
+        quantize(net, Config(), calibration)
+        (names, *_), kept = calibration.moments
+        assert names == list(LAYERS[-1:])
+        assert list(kept) == names
+
+
 @torch.no_grad()
 def test_gathered_of_three_images_in_four(net):
     quantized = quantize(net, Config.preset("dfsq-points-a"))
