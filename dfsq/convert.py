@@ -634,4 +634,5 @@ def summary(model):
     """
     if not isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("this network was not made by dfsq.quantize or dfsq.load")
-    return pd.DataFrame([asdict(report) for report in model.quantization.layers])
+    rows = pd.DataFrame([asdict(report) for report in model.quantization.layers])
+    return rows.astype({"samples": "Int64"})  # a whole number, or missing

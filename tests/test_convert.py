@@ -635,6 +635,9 @@ def test_relative_error_of_the_released_method_in_other_units(net):
 def test_samples_are_a_number_of_values(net, name):
     rows = dfsq.summary(quantize(net, Config.preset(name, 3)))
     assert rows.samples.tolist() == [2 * 16 * 12] * 2
+    assert " 384 " in rows.to_string()  # no 384.0
+    rows = dfsq.summary(quantize(net, Config.preset(f"{name}-w", 3)))
+    assert rows.samples.isna().all()
 
 
 def test_table_of_changed_layers_is_printed(net, capsys):
