@@ -10,7 +10,16 @@ FORMAT = 2
 BITS = (*range(2, 9), 32)
 WEIGHTS = ("minmax", "mse", "subset")
 NORMALIZATIONS = ("center-max", "minmax", "static-tensor", "static-channel")
-SELECTORS = ("exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free")
+SELECTORS = (
+    "exact",
+    "kmeans",
+    "kmeans-hist",
+    "exhaustive",
+    "symmetric",
+    "even",
+    "uniform-mse",
+    "free",
+)
 STATIC_RANGES = ("minmax", "percentile", "mse")
 
 ERROR_UNITS = ("normalized", "output")
@@ -48,6 +57,7 @@ PRESETS = {
     "static-channel-mse": {"normalization": "static-channel", "static_range": "mse"},
     "uniform-minmax": {"normalization": "minmax"},
     "uniform-norm": {"selector": "even"},
+    "uniform-mse": {"selector": "uniform-mse"},
     "sq": {"selector": "symmetric", "universal": "sq", "words": None},
     "dfsq": {"selector": "kmeans"},
     "dfsq-points": {"selector": "exact"},
@@ -71,9 +81,11 @@ class Config:
     normalization : {"center-max", "minmax", "static-tensor", "static-channel"}
         How activations are brought to a common range: DFSQ's dynamic normalization with a
         codebook a channel; dynamic uniform over [min, max]; or a static uniform range.
-    selector : {"exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", "free"}
+    selector : {"exact", "kmeans", "kmeans-hist", "exhaustive", "symmetric", "even", \
+"uniform-mse", "free"}
         How the codebook of ``"center-max"`` is found: see :func:`dfsq.select`; ``"even"`` takes
-        evenly spaced points and ``"free"`` unconstrained levels, of least squared error.
+        evenly spaced points over the whole range, ``"uniform-mse"`` over the part of it that has
+        the least squared error, and ``"free"`` unconstrained levels.
     static_range : {"minmax", "percentile", "mse"}
         How a static range is found, see :func:`dfsq.activations.static_range`.
     error_units : {"output", "normalized"}

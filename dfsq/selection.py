@@ -21,7 +21,10 @@ from .histogram import Histogram, cell_bounds, checked_weights, edges_for
 from .threads import parallel
 from .universal import universal_set
 
-METHODS = ("exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free")
+METHODS = ("exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free", "uniform-mse")
+
+#: Shares of the range that the ends of clipped uniform levels are tried at.
+UNIFORM_SHARES = np.linspace(1, 0.05, 80)
 
 #: Subsets that the exhaustive search takes on at most: some minutes a channel.
 EXHAUSTIVE_LIMIT = 50_000_000
@@ -44,7 +47,8 @@ class Selection:
     samples : float
         Number (total weight) of samples it was selected on.
     thresholds : float64 array, shape (len(points) - 1,)
-        From each of these values on, the next point is taken; midpoints but for ``"free"``.
+        From each of these values on, the next point is taken; midpoints but for ``"free"``,
+        for ``"uniform-mse"`` the cells' edges that are nearest to these.
     """
 
     points: np.ndarray
@@ -69,13 +73,16 @@ def select(samples, bits=None, method="exact", universal=None, **options):
         Normalized values, usually within [-1, 1].
     bits : int
         Width of a code, 1 to 8; ``2**bits`` points are selected. Or give ``k``.
-    method : {"exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free"}
+    method : {"exact", "exhaustive", "kmeans", "kmeans-hist", "symmetric", "free", "uniform-mse"}
         ``"exact"``: the global optimum. ``"exhaustive"``: the same, by trying all subsets.
         ``"kmeans"``: the released heuristic on the samples; ``"kmeans-hist"``: the same on the
         cells of a histogram, a cell's mean standing for its samples. ``"symmetric"``: the best
         ``k/2`` magnitudes, each with both signs, by exhaustive search, as in SQ. ``"free"``:
         levels that need not be in the universal set, of least squared error; its
         thresholds lie on the cells' edges, its levels are the means between them.
+        ``"uniform-mse"``: evenly spaced levels, clipped: both ends lie within the range of the
+        universal set so that the squared error is least, of 80 shares of it that both are shrunk
+        by, then of as many for one end at a time, in turn until neither gets better.
     universal : array, optional
         Sorted points to select from; ``universal_set("dfsq")`` by default.
     **options
@@ -196,6 +203,8 @@ def select_channels(
             found = [(points, duplicates) for points, _, duplicates, _ in released]
         elif method == "free":
             return _free_channels(histogram, k, began)
+        elif method == "uniform-mse":
+            return _uniform_channels(histogram, k, universal, began)
         elif method == "exact":
             found = _exact_channels(histogram, k, universal, pinned)
         else:
@@ -585,6 +594,76 @@ def _free_channels(histogram, k, began):
     seconds = (perf_counter() - began) / len(found)
     return [
         Selection(points, float(error), "free", seconds, 0, float(size), thresholds)
+        for points, error, size, thresholds in found
+    ]
+
+
+# --- clipped uniform levels -------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _uniform_starts(low, high, k, edges):
+    """First cell of each of `k` even levels from `low` to `high`, and one more at the end."""
+    starts = np.zeros(k + 1, np.int64)
+    step = (high - low) / (k - 1)
+    for i in range(1, k):
+        middle = low + (i - 0.5) * step
+        above = min(np.searchsorted(edges, middle), len(edges) - 1)
+        below = max(above - 1, 0)
+        starts[i] = 1 + (below if middle - edges[below] < edges[above] - middle else above)
+    starts[k] = len(edges) + 1
+    return starts
+
+
+@njit(cache=True)
+def _uniform_error(N, S, Q, low, high, k, edges):  # noqa: N803
+    starts = _uniform_starts(low, high, k, edges)
+    error = 0.0
+    for i in range(k):
+        p, a, b = low + i * (high - low) / (k - 1), starts[i], starts[i + 1]
+        error += Q[b] - Q[a] - 2 * p * (S[b] - S[a]) + p * p * (N[b] - N[a])
+    return error
+
+
+@njit(cache=True)
+def _uniform_ends(N, S, Q, low, high, k, edges, shares):  # noqa: N803
+    """The ends of least error, see :func:`select`; of equal ones the first that was tried."""
+    best, a, b = np.inf, low, high
+    for share in shares:
+        error = _uniform_error(N, S, Q, share * low, share * high, k, edges)
+        if error < best:
+            best, a, b = error, share * low, share * high
+    improved = low < 0 < high
+    while improved:
+        improved = False
+        for lower in (True, False):
+            for share in shares:
+                c, d = (share * low, b) if lower else (a, share * high)
+                error = _uniform_error(N, S, Q, c, d, k, edges)
+                if error < best:
+                    best, a, b, improved = error, c, d, True
+    return a, b
+
+
+def _uniform_channels(histogram, k, universal, began):
+    if k < 2:
+        raise ValueError(f"method 'uniform-mse' takes at least 2 points, not {k}")
+    low, high = min(universal[0], 0.0), max(universal[-1], 0.0)
+    if low == high:
+        raise ValueError("method 'uniform-mse' needs a universal set with a point other than 0")
+    found = []
+    for sums in zip(histogram.count, histogram.total, histogram.squares, strict=True):
+        N, S, Q = (np.append(0.0, np.cumsum(part)) for part in sums)  # noqa: N806
+        ends = _uniform_ends(N, S, Q, low, high, k, histogram.edges, UNIFORM_SHARES)
+        points, starts = np.linspace(*ends, k), _uniform_starts(*ends, k, histogram.edges)
+        nearest = np.repeat(points, np.diff(starts))
+        error = np.sum(sums[2] - 2 * nearest * sums[1] + nearest**2 * sums[0])
+        found.append(
+            (points, max(float(error), 0.0), float(N[-1]), histogram.edges[starts[1:-1] - 1])
+        )
+    seconds = (perf_counter() - began) / len(found)
+    return [
+        Selection(points, error, "uniform-mse", seconds, 0, size, thresholds)
         for points, error, size, thresholds in found
     ]
 

@@ -207,6 +207,7 @@ def test_presets_are_the_methods_of_the_tables():
     assert Config.preset("dfsq-points").selector == "exact"
     assert Config.preset("free").selector == "free"
     assert Config.preset("uniform-norm").selector == "even"
+    assert Config.preset("uniform-mse").selector == "uniform-mse"
     assert Config.preset("uniform-minmax").normalization == "minmax"
     sq = Config.preset("sq", 3)
     assert (sq.selector, sq.universal) == ("symmetric", "sq")

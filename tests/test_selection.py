@@ -191,7 +191,13 @@ def same(a, b):
 
 @pytest.mark.parametrize(
     ("method", "universal"),
-    [("exact", None), ("free", None), ("exhaustive", "sq"), ("symmetric", "sq")],
+    [
+        ("exact", None),
+        ("free", None),
+        ("uniform-mse", None),
+        ("exhaustive", "sq"),
+        ("symmetric", "sq"),
+    ],
 )
 def test_all_channels_at_once_as_one_by_one(channels, method, universal):
     points = None if universal is None else universal_set(universal)
@@ -215,7 +221,9 @@ def test_samples_given_twice_change_the_error_only(channels, method):
         assert (twice.sse, twice.samples) == (2 * once.sse, 2 * once.samples)
 
 
-@pytest.mark.parametrize("method", ["exact", "kmeans", "kmeans-hist", "free", "exhaustive"])
+@pytest.mark.parametrize(
+    "method", ["exact", "kmeans", "kmeans-hist", "free", "uniform-mse", "exhaustive"]
+)
 def test_weights_are_repetitions(channels, method):
     generator = np.random.default_rng(5)
     weights = generator.integers(0, 4, 200)
@@ -226,7 +234,7 @@ def test_weights_are_repetitions(channels, method):
         assert same(weighted, select(np.repeat(samples, weights), 2, method, universal))
 
 
-@pytest.mark.parametrize("method", ["exact", "kmeans-hist", "free"])
+@pytest.mark.parametrize("method", ["exact", "kmeans-hist", "free", "uniform-mse"])
 def test_a_histogram_stands_for_its_samples(channels, method):
     histogram = Histogram(len(channels))
     histogram.add(np.stack(channels)[None])
@@ -471,6 +479,44 @@ def test_free_has_no_more_levels_than_there_are_values():
     assert found.sse == 0
 
 
+def uniform_error(samples, low, high, k):
+    """Of evenly spaced levels, each sample going to the nearest."""
+    step = (high - low) / (k - 1)
+    codes = np.clip(np.round((samples - low) / step), 0, k - 1)
+    return np.sum((low + codes * step - samples) ** 2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("universal", [UNIVERSAL, UNIVERSAL[UNIVERSAL >= 0]])
+def test_clipped_uniform_levels(channels, bits, universal):
+    """Neither end can be moved for less error, nor both together."""
+    shares, k = np.linspace(1, 0.05, 80), 2**bits
+    for channel in channels[:4]:
+        samples = channel if universal[0] < 0 else np.abs(channel)
+        found = select(samples, bits, "uniform-mse", universal)
+        low, high = found.points[0], found.points[-1]
+        np.testing.assert_allclose(found.points, np.linspace(low, high, k), rtol=0, atol=1e-15)
+        middles = (found.points[1:] + found.points[:-1]) / 2
+        assert np.abs(found.thresholds - middles).max() <= 2**-12
+        assert np.isin(found.thresholds, edges_for(UNIVERSAL)).all()
+        codes = np.searchsorted(found.thresholds, samples, side="right")
+        own = np.sum((found.points[codes] - samples) ** 2)
+        assert own == pytest.approx(found.sse, abs=1e-9)
+        # thresholds on the cells' edges cost next to nothing
+        slack = 1e-6 * len(samples) + 1e-3 * own
+        assert own == pytest.approx(uniform_error(samples, low, high, k), abs=slack)
+        others = [(s * universal[0], s * universal[-1]) for s in shares]
+        others += [(s * universal[0], high) for s in shares]
+        others += [(low, s * universal[-1]) for s in shares]
+        assert own <= min(uniform_error(samples, *ends, k) for ends in others) + slack
+
+
+def test_clipped_uniform_levels_of_a_dead_channel():
+    found = select(np.zeros(9), 2, "uniform-mse", UNIVERSAL[UNIVERSAL >= 0])
+    assert found.points == pytest.approx([0, 1 / 3, 2 / 3, 1])  # nothing says to clip
+    assert found.sse == 0
+
+
 # --- what is refused ---
 
 
@@ -529,6 +575,8 @@ def test_bad_arguments(samples, options, message, method):
         ({"bits": 2, "method": "kmeans", "iterations": 0}, "at least 1"),
         ({"k": 2, "method": "symmetric", "universal": [-0.5, 0, 1]}, "both signs"),
         ({"k": 3, "method": "symmetric"}, "an even number, not 3"),
+        ({"k": 1, "method": "uniform-mse"}, "at least 2 points, not 1"),
+        ({"k": 2, "method": "uniform-mse", "universal": [0]}, "other than 0"),
         ({"k": 64, "method": "symmetric"}, "method='exact', which need not be symmetric"),
     ],
 )

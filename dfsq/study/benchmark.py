@@ -227,6 +227,7 @@ def standard_grid():
     list of Cell
     """
     sets, main, own = BENCHMARK_SETS, "edsr-8-x2", trained_names()
+    published = ["srresnet-8-x4", "imdn-x4", "imdn-x2"]
     core = ["dfsq", "dfsq-points", "uniform-minmax", "dfsq-exact", "dfsq-budget"]
     plain = ["float", "bicubic"]
     presets = [name for name in PRESETS if name != "float"]
@@ -236,14 +237,16 @@ def standard_grid():
     cells = grid([main], sets, plain + core, [4, 3, 2])
     cells += grid([main], sets, presets + one_sided, [4])
     # statistics of calibration alone, the range whole or clipped, under weights of either kind; and
-    # is it the subset that the weights gain by, or that their range may be clipped?
+    # is it the subset that activations and weights gain by, or that their range may be clipped?
     controls = ["static-channel-minmax", "static-channel-mse", "dfsq-points:weights=mse"]
     controls += ["dfsq-subset", "dfsq-exact:weights=mse"]
     controls += ["dfsq-exact:normalization=static-channel,static_range=mse"]
+    controls += ["uniform-mse", "dfsq-exact:selector=uniform-mse"]
     cells += grid([main], sets, controls, [4, 3, 2])
     cells += grid(own, sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
-        cells += grid(["srresnet-8-x4", "imdn-x4", "imdn-x2"], sets, plain + core, [bits])
+        cells += grid(published, sets, plain + core, [bits])
+    cells += grid([*own, *published], ["Set14", "Urban100"], ["uniform-mse"], [4])
     cells += grid([main], sets, core, [6, 8])
     # exact points lose more than K-means there: by the points, or by the weights?
     cells += grid(["imdn-x4"], ["Set5", "Urban100"], ["dfsq-w", "dfsq-a", "dfsq-points-a"], [3])
@@ -287,6 +290,7 @@ ABLATIONS = (
     "dfsq-exact:normalization=static-channel,static_range=minmax",
     "dfsq-exact:normalization=static-channel,static_range=mse",
     "dfsq-exact:selector=kmeans-hist",
+    "dfsq-exact:selector=uniform-mse",
     "dfsq-exact:error_units=normalized",
     "dfsq-exact:weights=minmax",
     "dfsq-exact:weights=mse",

@@ -41,13 +41,14 @@ COLORS = {
     "dfsq-budget": "#00573F",
     "uniform-minmax": PURPLE,
     "uniform-norm": RED,
+    "uniform-mse": BLUE,
     "sq": YELLOW,
 }
 STATIC_COLOR = "#9A9A9A"
 MARKERS = {
     "exact": "o", "kmeans": "s", "kmeans-hist": "D", "exhaustive": "^", "free": "v",
     "dfsq": "s", "dfsq-points": "D", "dfsq-subset": "o", "dfsq-exact": "*", "dfsq-budget": "X",
-    "uniform-minmax": "v", "uniform-norm": "^", "sq": "P",
+    "uniform-minmax": "v", "uniform-norm": "^", "uniform-mse": "<", "sq": "P",
 }  # fmt: skip
 
 
