@@ -201,6 +201,10 @@ def test_the_standard_grid_has_what_the_tables_promise():
             for model in trained_names():
                 assert {Cell(model, name, method, bits) for bits in (8, 6, 4, 3, 2)} <= cells
         assert Cell("edsr-8-x2", name, "free-a", 4) in cells
+        for method in ("uniform-mse", "dfsq-exact:selector=uniform-mse"):
+            assert {Cell("edsr-8-x2", name, method, bits) for bits in (4, 3, 2)} <= cells
+    for model in (*trained_names(), "srresnet-8-x4", "imdn-x2", "imdn-x4"):
+        assert {Cell(model, name, "uniform-mse", 4) for name in ("Set14", "Urban100")} <= cells
     assert "edsr-x2" in trained_names()
     assert {*INGREDIENTS} <= {*ABLATIONS}
     for model in trained_names():
