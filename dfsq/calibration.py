@@ -114,9 +114,10 @@ class Calibration:
         The images themselves, for a pass over the quantized network.
     float_digest : str or None
         SHA-256 of the network's parameters and buffers, see :func:`float_digest`.
-    moments : tuple
-        Second moments that :func:`dfsq.quantize` took last, after what they are of; the next
-        configuration may have the same.
+    moments : (tuple, dict of str to (Statistics, Statistics)), or (None, None)
+        What :func:`dfsq.quantize` took last of the layers' inputs, see :mod:`dfsq.compensation`,
+        and before it what network that was; the next configuration may need the same. At most
+        ``dfsq.memory.LIMIT`` bytes, or one layer's.
     """
 
     def __init__(

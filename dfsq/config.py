@@ -85,7 +85,7 @@ class Config:
 "uniform-mse", "free"}
         How the codebook of ``"center-max"`` is found: see :func:`dfsq.select`; ``"even"`` takes
         evenly spaced points over the whole range, ``"uniform-mse"`` over the part of it that has
-        the least squared error, and ``"free"`` unconstrained levels.
+        the least squared error, and ``"free"`` unconstrained levels of least squared error.
     static_range : {"minmax", "percentile", "mse"}
         How a static range is found, see :func:`dfsq.activations.static_range`.
     error_units : {"output", "normalized"}

@@ -41,7 +41,7 @@ COLORS = {
     "dfsq-budget": "#00573F",
     "uniform-minmax": PURPLE,
     "uniform-norm": RED,
-    "uniform-mse": BLUE,
+    "uniform-mse": "#8C564B",
     "sq": YELLOW,
 }
 STATIC_COLOR = "#9A9A9A"
