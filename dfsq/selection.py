@@ -347,6 +347,14 @@ def _settle(chosen, wanted, universal, histogram, channel, pinned):
     return universal[_fill(chosen[used | np.isin(chosen, pinned)], wanted, universal)]
 
 
+def _each(run, channels):
+    """Results of `run` for each channel, on all cores; one channel is not worth starting threads."""
+    if channels == 1:
+        return [run(0)]
+    with ThreadPoolExecutor(min(channels, os.cpu_count())) as pool:
+        return list(pool.map(run, range(channels)))
+
+
 # --- exact ------------------------------------------------------------------------------------
 #
 # With G(q, e) the cost of giving all samples below edge e to point q, and e_ab the edge at the
@@ -589,8 +597,7 @@ def _free_channels(histogram, k, began):
         points = (S[ends] - S[starts]) / (N[ends] - N[starts])
         return points, error, N[-1], histogram.edges[used[starts[1:]] - 1]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(run, range(histogram.channels)))
+    found = _each(run, histogram.channels)
     seconds = (perf_counter() - began) / len(found)
     return [
         Selection(points, float(error), "free", seconds, 0, float(size), thresholds)
@@ -861,8 +868,7 @@ def _kmeans_channels(
                 best = (points, error)
         return (*best, k - len(best[0]), cumulative[-1])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(run, range(len(values))))
+    return _each(run, len(values))
 
 
 def _cell_means(histogram):

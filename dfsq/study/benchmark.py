@@ -241,12 +241,14 @@ def standard_grid():
     controls = ["static-channel-minmax", "static-channel-mse", "dfsq-points:weights=mse"]
     controls += ["dfsq-subset", "dfsq-exact:weights=mse"]
     controls += ["dfsq-exact:normalization=static-channel,static_range=mse"]
-    controls += ["uniform-mse", "dfsq-exact:selector=uniform-mse"]
+    no_subset = "dfsq-exact:selector=uniform-mse,weights=mse"
+    controls += ["uniform-mse", "dfsq-exact:selector=uniform-mse", no_subset]
     cells += grid([main], sets, controls, [4, 3, 2])
     cells += grid(own, sets, plain + core, [4])
     for bits in (4, 3, 6, 8):
         cells += grid(published, sets, plain + core, [bits])
     cells += grid([*own, *published], ["Set14", "Urban100"], ["uniform-mse"], [4])
+    cells += grid([*own, *published], ["Urban100"], [no_subset], [4])
     cells += grid([main], sets, core, [6, 8])
     # exact points lose more than K-means there: by the points, or by the weights?
     cells += grid(["imdn-x4"], ["Set5", "Urban100"], ["dfsq-w", "dfsq-a", "dfsq-points-a"], [3])

@@ -33,7 +33,7 @@ COLORS = {
     "kmeans": ORANGE,
     "kmeans-hist": YELLOW,
     "exhaustive": RED,
-    "free": GREEN,
+    "free": "#332288",
     "dfsq": ORANGE,
     "dfsq-points": SKY,
     "dfsq-subset": BLUE,
@@ -354,7 +354,7 @@ def psnr_by_bits(table, float_psnr, bicubic_psnr=None):
     if bicubic_psnr is not None:  # what is far below bicubic would hide all else
         span = float_psnr - bicubic_psnr
         axis.set_ylim(max(axis.get_ylim()[0], bicubic_psnr - 0.6 * span), float_psnr + 0.08 * span)
-    axis.legend(loc="lower right", fontsize=10)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
     return figure
 
 
@@ -364,16 +364,23 @@ def errors_by_bits(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns ``layer``, ``set``, ``bits``, ``error``.
+        Columns ``layer``, ``set``, ``bits``, ``error``; DFSQ's set is called ``"DFSQ"`` or
+        ``"4 words"``, a codebook without a set ``"free"``.
     """
     layers, sets = list(table.layer.unique()), list(table.set.unique())
     figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4.2), sharey=True)
-    palette = dict(zip(sets, (YELLOW, ORANGE, RED, BLUE, PURPLE, GREEN, BLACK), strict=False))
+    palette = {"DFSQ": BLUE, "4 words": BLUE, "free": COLORS["free"]}
+    others = [name for name in sets if name not in palette]
+    palette |= dict(zip(others, (YELLOW, ORANGE, RED, PURPLE, GREEN, BLACK), strict=False))
     for axis, layer in zip(np.atleast_1d(axes), layers, strict=True):
         for name in sets:
             part = table[(table.layer == layer) & (table.set == name)].sort_values("bits")
             style = "--" if name == "free" else "-"
-            axis.plot(part.bits, part.error, style, marker="o", color=palette[name], label=name)
+            above = 3 if palette[name] == BLUE else 2  # DFSQ's is what the others are compared with
+            axis.plot(
+                part.bits, part.error, style, marker="o", color=palette[name], label=name,
+                zorder=above,
+            )  # fmt: skip
         axis.set_yscale("log")
         axis.set_title(layer)
         _bits_axis(axis, table.bits)
@@ -383,17 +390,22 @@ def errors_by_bits(table):
 
 
 def _loss_axis(axis, which, table):
-    """Logarithmic, if all losses are above 0.01 dB; else linear up to there, and so below 0 too."""
+    """Logarithmic, if all losses are above 0.01 dB; else linear up to there, and so below 0 too.
+
+    Returns the axis' label, which says so.
+    """
+    label = "loss against float, dB\n(lower is better"
     if table.low.min() >= 0.01:
         _log_axis(axis, which)
-        return
+        return f"{label})"
     ticks = [-0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
     ticks = [tick for tick in ticks if table.low.min() <= tick <= table.high.max()]
-    getattr(axis, f"set_{which}scale")("symlog", linthresh=0.01)
+    getattr(axis, f"set_{which}scale")("symlog", linthresh=0.01, linscale=0.4)
     along = getattr(axis, f"{which}axis")
     along.set_major_locator(FixedLocator(ticks))
     along.set_minor_locator(NullLocator())
     along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return f"{label}; linear within ±0.01 dB)"
 
 
 def losses_by_bits(table, panels="dataset"):
@@ -423,7 +435,7 @@ def losses_by_bits(table, panels="dataset"):
                 part.bits, part.loss, marker=MARKERS.get(method, "o"), color=color(method),
                 label=method,
             )  # fmt: skip
-        _loss_axis(axis, "y", table)
+        label = _loss_axis(axis, "y", table)
         axis.set_title(title)
         _bits_axis(axis, table.bits)
         axis.label_outer()
@@ -433,7 +445,7 @@ def losses_by_bits(table, panels="dataset"):
     for axis in axes.flat[len(titles) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
-        axis.set_ylabel("loss against float, dB\n(lower is better)")
+        axis.set_ylabel(label)
     spare = axes.flat[len(titles) % axes.size]  # the first without a panel, or the first of all
     spare.legend(*axes.flat[0].get_legend_handles_labels(), fontsize=10)
     return figure
@@ -463,14 +475,14 @@ def losses_by_method(table):
                 shade = color(method.removesuffix("-w").removesuffix("-a"))
                 axis.plot([row.low, row.high], [place, place], color=shade, lw=2, alpha=0.5)
                 axis.plot(row.loss, place, MARKERS.get(method, "o"), color=shade, ms=7)
-        _loss_axis(axis, "x", table)
+        label = _loss_axis(axis, "x", table)
         axis.set_yticks(range(len(methods)), list(reversed(methods)))
         axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_title(dataset)
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()
     for axis in axes[-1]:
-        axis.set_xlabel("loss against float, dB (lower is better)")
+        axis.set_xlabel(label)
     return figure
 
 
