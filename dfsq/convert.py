@@ -391,9 +391,11 @@ def _gathered(model, names, calibration, progress):
     Configurations that differ in how weights are chosen have the same inputs, and to take these
     moments is most of the work. One group of layers, within the memory limit, is kept.
     """
-    quantizers = [model.get_submodule(name).activation for name in names]
+    # of all layers, as any may lie before these; what a quantizer holds is in the digest
+    quantizers = {n: m.activation for n, m in model.named_modules() if isinstance(m, QuantConv2d)}
     settings = [
-        (type(q), *(getattr(q, n, None) for n in ("bits", "non_negative"))) for q in quantizers
+        (name, type(q), *(getattr(q, field, None) for field in ("bits", "non_negative")))
+        for name, q in quantizers.items()
     ]
     key = (names, float_digest(model), settings)
     have_key, have = calibration.moments
@@ -630,7 +632,7 @@ def summary(model):
         A row a layer: name, channels in and out, bit-widths, whether its input is
         non-negative, the mean number of distinct points a channel, duplicates lost in
         snapping, the relative squared error on the calibration samples, their number a channel,
-        and the seconds that selection took.
+        and the seconds that selection took (where it was read from the cache, then).
     """
     if not isinstance(getattr(model, "quantization", None), Quantization):
         raise ValueError("this network was not made by dfsq.quantize or dfsq.load")

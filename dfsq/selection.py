@@ -270,7 +270,12 @@ def _checked_pinned(pinned, universal, k, method):
 
 
 def _checked_samples(samples):
-    samples = np.asarray(samples).ravel()
+    samples = np.asarray(samples)
+    if samples.ndim != 1:
+        raise ValueError(
+            f"the samples of a channel must be of shape (n,), not {samples.shape}; select takes "
+            "those of one channel, select_channels a sequence of such"
+        )
     if samples.dtype != np.float32:
         samples = samples.astype(np.float64)
     if not len(samples):
@@ -348,7 +353,7 @@ def _settle(chosen, wanted, universal, histogram, channel, pinned):
 
 
 def _each(run, channels):
-    """Results of `run` for each channel, on all cores; one channel is not worth starting threads."""
+    """Results of `run` for each channel, on all cores; for one no thread is started."""
     if channels == 1:
         return [run(0)]
     with ThreadPoolExecutor(min(channels, os.cpu_count())) as pool:

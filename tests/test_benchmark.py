@@ -833,6 +833,80 @@ def test_rows_of_a_users_file_are_keyed_by_what_it_imports(bench, cell, tmp_path
     assert ids[0] == ids[2] != ids[1]
 
 
+CHANGED = "def quantize(model, crops, bits, seed):\n    return model\n"
+
+
+def test_a_method_that_is_edited_while_it_runs(bench, cell, tmp_path, monkeypatch):
+    """No row of the old text stands under the new one's digest."""
+    own = tmp_path / "own.py"
+    own.write_text(CHANGED)
+    of_file = replace(cell, method=f"{own}:quantize")
+    original = benchmark.evaluate
+
+    def evaluate(*arguments):
+        own.write_text(f"{CHANGED}# edited\n")
+        return original(*arguments)
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    with pytest.raises(ValueError, match=r"own\.py:quantize was changed while a row of it was"):
+        run(bench(), of_file)
+    assert bench().store.results.empty
+
+
+def test_a_method_that_is_edited_is_run_again(bench, cell, tmp_path):
+    own, made = tmp_path / "own.py", bench()
+    own.write_text(CHANGED)
+    of_file = replace(cell, method=f"{own}:quantize")
+    float_psnr = made.compute(of_file).psnr
+    own.write_text(CHANGED.replace("    return", "    model.tail[1].weight.data *= 2\n    return"))
+    assert (made.compute(of_file).psnr != float_psnr).all()
+
+
+def test_a_method_that_changes_the_crops(bench, cell, tmp_path):
+    own, made = tmp_path / "own.py", bench()
+    own.write_text(CHANGED.replace("return", "crops.reverse(); crops[0][:] = 0; return"))
+    before = [crop.copy() for crop in made.crop_images(cell)]
+    made.quantized(replace(cell, method=f"{own}:quantize"))
+    for crop, expected in zip(made.crop_images(cell), before, strict=True):
+        assert np.array_equal(crop, expected)
+
+
+def test_two_methods_with_neighbours_of_one_name(bench, cell, tmp_path, own_modules):
+    psnr = {}
+    for version, text in (("v1", "1"), ("v2", "2")):
+        (tmp_path / version).mkdir()
+        own = tmp_path / version / "own.py"
+        own.write_text(
+            "from factor_of_own import FACTOR\n"
+            "def quantize(model, crops, bits, seed):\n"
+            "    model.tail[1].weight.data *= FACTOR\n"
+            "    return model\n"
+        )
+        own.with_name("factor_of_own.py").write_text(f"FACTOR = {text}\n")
+        psnr[version] = bench().compute(replace(cell, method=f"{own}:quantize")).psnr
+    assert (psnr["v1"] != psnr["v2"]).all()
+    assert (bench().compute(replace(cell, method="float", bits=32)).psnr == psnr["v1"]).all()
+
+
+def test_overrides_in_a_methods_name(bench, cell):
+    """With commas of their own, and of layers that need their inputs to be kept."""
+    made = bench()
+    method = 'dfsq-points:overrides={"body.0.*":{"selector":"kmeans","act_bits":3}},damping=0.1'
+    config = made.config(replace(cell, method=method))
+    assert config.damping == 0.1
+    assert config.for_layer("body.0.body.0").selector == "kmeans"
+    assert config.for_layer("body.1.body.0").selector == "exact"
+    assert run(made, replace(cell, method=method)).method.tolist() == [method]
+    layers = made.config(replace(cell, method='dfsq-points:layers=["body.0.*","head.*"],words=3'))
+    assert (layers.layers, layers.words) == (("body.0.*", "head.*"), 3)
+
+
+def test_static_ranges_of_single_layers_have_their_version():
+    method = 'dfsq-points:overrides={"body.0.*":{"normalization":"static-channel"}}'
+    static = benchmark.method_version("static-channel-mse")
+    assert benchmark.method_version(method) == static != benchmark.method_version("dfsq-points")
+
+
 def test_methods_with_fields_that_differ(bench, cell):
     made = bench()
     method = "dfsq-exact:least_squares=false,damping=0.1,order=given,words=2,seed=3"

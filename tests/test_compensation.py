@@ -736,6 +736,12 @@ def test_passes_in_little_memory_give_the_same(net, monkeypatch):
     assert passes == [list(LAYERS[:2]), list(LAYERS[2:])]
 
 
+#: A layer that needs no moments itself, but lies before others.
+PLAIN = dict.fromkeys(("least_squares", "compensation", "bias_correction", "scale_search"), False)
+PLAIN["weights"] = "minmax"
+BEFORE = {"act_bits": 2}, {"act_bits": 8}, {"act_bits": 32}
+
+
 def test_configurations_share_the_moments_of_the_same_inputs(net, monkeypatch):
     """Also those that a first configuration has used stay as they were."""
     passes, original = [], convert._gather
@@ -759,6 +765,7 @@ def test_configurations_share_the_moments_of_the_same_inputs(net, monkeypatch):
         Config(4, 4, normalization="minmax"),  # the state of a network says nothing of its bits
         Config(4, 3, normalization="minmax"),
         Config(4, 3, normalization="minmax", layers=LAYERS[:2]),
+        *(Config(4, 4, normalization="minmax", overrides={LAYERS[0]: PLAIN | b}) for b in BEFORE),
     ]
     for configs, count in ((weights_differ, 1), (inputs_differ, len(inputs_differ))):
         shared = [quantize(net, config, calibration) for config in configs]

@@ -244,11 +244,46 @@ class Classifier(nn.Module):
         return self.features(x)
 
 
+class Residual(edsr.EDSR):
+    """Has another forward than the parts that it has inherited."""
+
+    def forward(self, x):
+        return super().forward(x) + nn.functional.interpolate(x, scale_factor=2)
+
+
+class Wide(edsr.EDSR):
+    """Has an upsampler of its own, and says how far that sees."""
+
+    reach = 7
+
+    def reconstruct(self, features):
+        return super().reconstruct(nn.functional.avg_pool2d(features, 11, 1, 5))
+
+
+def test_parts_are_what_a_network_states(photograph, monkeypatch):
+    monkeypatch.setattr(large, "STRIP", 100)
+    assert not large.has_parts(Residual(2, blocks=1, features=8))
+    model = Wide(2, blocks=1, features=8).eval()
+    assert large.has_parts(model)
+    found, expected = large.upscale_large(model, photograph), upscale(model, photograph)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("preset", ["dfsq-points", "uniform-minmax", "static-channel-minmax"])
+def test_a_quantized_upsampler_takes_statistics_of_whole_maps(photograph, monkeypatch, preset):
+    monkeypatch.setattr(large, "STRIP", 200)
+    model = edsr.EDSR(2, blocks=1, features=8)
+    quantized = quantize(model, Config.preset(preset, 4, layers="*"), make_images())
+    found, expected = large.upscale_large(quantized, photograph), upscale(quantized, photograph)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() < 0.001
+
+
 def test_networks_without_the_two_parts(photograph, tmp_path, monkeypatch):
     model = Classifier().eval()
     assert not large.has_parts(model)
     assert all(large.has_parts(make()) for make in NETWORKS.values())
-    with pytest.raises(ValueError, match="Classifier has no methods features and reconstruct"):
+    with pytest.raises(ValueError, match="Classifier does not state by an attribute reach"):
         large.upscale_large(model, photograph)
     monkeypatch.setattr("dfsq.sr.load_model", lambda name, value_range=None: model)
     monkeypatch.setattr(large, "LARGE", 100)

@@ -633,3 +633,16 @@ def test_a_number_of_points_that_is_none(k):
 def test_a_universal_set_by_name_is_refused():
     with pytest.raises(ValueError, match=r"universal must be points, .* not 'dfsq'"):
         select([0.1, 0.2], 2, universal="dfsq")
+
+
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [
+        (lambda: select_channels(np.zeros(10), bits=2), r"\(\)"),
+        (lambda: select_channels(np.zeros(10), bits=2, method="kmeans"), r"\(\)"),
+        (lambda: select(np.zeros((3, 10)), bits=2), r"\(3, 10\)"),
+    ],
+)
+def test_samples_of_another_shape(call, shape):
+    with pytest.raises(ValueError, match=rf"must be of shape \(n,\), not {shape}; select takes"):
+        call()

@@ -13,7 +13,8 @@ from dfsq.sr import zoo
 from dfsq.sr.datasets import load_dataset
 from dfsq.sr.imaging import imresize, psnr_y, to_image, to_tensor
 from dfsq.sr.models.edsr import EDSR
-from dfsq.sr.zoo import edsr_from_state, load_model, model_names, read_weights, user_sources
+from dfsq.sr.userfiles import user_function, user_sources
+from dfsq.sr.zoo import edsr_from_state, load_model, model_names, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +350,33 @@ def test_neighbours_of_a_users_file_are_read_again(users, tmp_path):
     assert {*user_sources(name)} == {"__main__", "neighbour"}
     (tmp_path / "neighbour.py").write_text("SHARPNESS = 0.03  # less")
     assert not torch.equal(run(load_model(name), image), before)
+
+
+def test_each_file_has_the_neighbours_of_its_own_folder(tmp_path, own_modules, image):
+    """Those that it imports only as it is called, too."""
+    names = []
+    for version, sharpness in (("v1", 0.05), ("v2", 0.01)):
+        (tmp_path / version / "parts").mkdir(parents=True)  # a package without an __init__.py
+        (tmp_path / version / "parts" / "late.py").write_text(f"SHARPNESS = {sharpness}")
+        (tmp_path / version / "neighbour.py").write_text("SHARPNESS = 9")
+        text = USERS.replace(
+            "    return Sharpened()",
+            "    from parts.late import SHARPNESS\n    return Sharpened(SHARPNESS)",
+        )
+        file = tmp_path / version / "mine.py"
+        file.write_text(text)
+        names.append(f"{file}:build")
+        assert {*user_sources(names[-1])} == {"__main__", "neighbour", "parts.late"}
+    first, second = (user_function(name) for name in names)
+    results = [run(build(), image) for build in (first, second, first)]
+    assert not torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_a_neighbour_with_the_name_of_another_module(users):
+    users("x = 1", "colorsys.py")
+    with pytest.raises(ValueError, match=r"mine\.py imports 'colorsys' and gets .*not its neigh"):
+        load_model(f"{users('import colorsys')}:build")
 
 
 def test_sources_are_those_that_are_imported(users, tmp_path):

@@ -1,10 +1,7 @@
 """Networks by name, or from a file of the user's, in eval mode: 0..1 RGB in, 0..1 RGB out."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from modulefinder import ModuleFinder
 from pathlib import Path
 from textwrap import shorten
 
@@ -21,6 +18,7 @@ from .models.rdn import RDN
 from .models.rlfn import RLFN
 from .models.srresnet import SRResNet
 from .mxnet import read_mxnet
+from .userfiles import is_user_function, user_function
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
 
@@ -56,7 +54,7 @@ def load_model(name, *, value_range=None):
         A name of :func:`model_names`; a file of weights (``.pt``, ``.pth`` or ``.safetensors``)
         with the key names of EDSR-PyTorch (EDSR of any depth, width and scale; RDN), IMDN, RLFN,
         or the SRResNet of DFSQ's authors; or a function of the user's that returns a network,
-        ``FILE.py:NAME``, see :func:`user_function`.
+        ``FILE.py:NAME``, see :func:`dfsq.sr.userfiles.user_function`.
     value_range : float, optional
         For a file: the range of the RGB values that its weights expect, 255 or 1; by default what
         a file of `dfsq publish` says of itself, else that of the official files, 1 for IMDN and
@@ -139,81 +137,6 @@ def _stored_value_range(path):
             f"not {text!r}; give value_range"
         )
     return value_range
-
-
-def is_user_function(name):
-    """Whether a name is that of a function of the user's, ``FILE.py:NAME``."""
-    return ".py:" in str(name)
-
-
-def user_function(name):
-    """A function in a Python file of the user's, which may import its neighbours.
-
-    Parameters
-    ----------
-    name : str
-        ``FILE.py:NAME``. As a network, the function takes nothing and returns an ``nn.Module``
-        for RGB 0..1 in and out, with an attribute ``scale`` and, if only some of its
-        convolutions are to be quantized, their name patterns as ``body_layers``. For a method
-        see :class:`dfsq.study.benchmark.Cell`.
-
-    Raises
-    ------
-    ValueError
-        If there is no such file or function, or the file does not run.
-    """
-    path, _, function = str(name).rpartition(":")
-    for module, file in user_sources(name).items():
-        # neighbours are imported again, as the file itself is: they may have changed
-        if getattr(sys.modules.get(module), "__file__", None) == str(file):
-            del sys.modules[module]
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that no file of the user's hides a module of others
-    spec = importlib.util.spec_from_file_location(f"dfsq_user_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a script may end in sys.exit(main())
-        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise ValueError(f"{path} has no function {function!r}")
-    return made
-
-
-def user_sources(name):
-    """The Python files that a function of the user's depends on, as far as they are its neighbours.
-
-    Parameters
-    ----------
-    name : str
-        See :func:`user_function`.
-
-    Returns
-    -------
-    dict of Path
-        By the names of their modules, in order: the file itself, ``__main__``, and what it imports
-        from its own folder, those files from there, and so on.
-
-    Raises
-    ------
-    ValueError
-        If there is no such file, or it does not compile.
-    """
-    path = Path(str(name).rpartition(":")[0])
-    if not path.is_file():
-        raise ValueError(f"{name}: there is no file {path}")
-    path = path.resolve()
-    # a file in the folder of a checkout sees this package, too, which has versions of its own
-    finder = ModuleFinder(path=[str(path.parent)], excludes=["dfsq"])
-    try:
-        finder.run_script(str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    files = {name: module.__file__ for name, module in finder.modules.items()}
-    return {name: Path(files[name]) for name in sorted(files) if files[name]}
 
 
 def _user_model(name):

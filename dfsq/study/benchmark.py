@@ -33,7 +33,8 @@ from ..memory import freed_memory_kept
 from ..sr.datasets import BENCHMARK_SETS, pixel_digest
 from ..sr.imaging import psnr_y, ssim_y
 from ..sr.upscaling import Bicubic, running_on, upscale
-from ..sr.zoo import is_user_function, trained_names, user_function, user_sources
+from ..sr.userfiles import is_user_function, user_function, user_sources
+from ..sr.zoo import trained_names
 from ..universal import universal_set
 from .devices import choose_device
 from .double import convolving_in_strips
@@ -87,9 +88,9 @@ class Cell:
     method : str
         A preset, see :meth:`dfsq.Config.preset`, also with fields that differ, as in
         ``dfsq-exact:least_squares=false,damping=0.1``; ``"bicubic"`` for plain upscaling; or a
-        function of the user's, ``FILE.py:NAME``, see :func:`dfsq.sr.zoo.user_function`, which is
-        called with the float network, the calibration crops, the bit-width and the seed, and
-        returns the quantized network.
+        function of the user's, ``FILE.py:NAME``, see :func:`dfsq.sr.userfiles.user_function`,
+        which is called with the float network, the calibration crops, the bit-width and the seed,
+        and returns the quantized network.
     bits : int
     seed : int
         Of K-means.
@@ -519,8 +520,12 @@ def _is_seeded(method):
 def method_version(method):
     """The version, an int, that a row of a method must have to stand."""
     named = {} if is_user_function(method) else _named_fields(method)
-    static = str(named.get("normalization")).startswith("static")
-    return STATIC_RANGE_VERSION if static else METHOD_VERSION
+    of_layers = named.get("overrides")
+    of_layers = of_layers.values() if isinstance(of_layers, dict) else ()
+    for fields_of in (named, *of_layers):
+        if isinstance(fields_of, dict) and str(fields_of.get("normalization")).startswith("static"):
+            return STATIC_RANGE_VERSION
+    return METHOD_VERSION
 
 
 def _named_fields(method):
@@ -533,14 +538,18 @@ def _parsed(method):
     """A preset's name, and the fields that differ."""
     name, text = _preset(method), method.partition(":")[2]
     changes = {}
-    for part in filter(None, text.split(",")):
-        field, equals, value = part.partition("=")
+    while text:
+        field, equals, rest = text.partition("=")
         if not equals or field not in {f.name for f in fields(Config)}:
+            part = text.partition(",")[0]
             raise ValueError(f"{method}: {part!r} must be FIELD=VALUE with a field of dfsq.Config")
-        try:
-            changes[field] = json.loads(value)
+        try:  # a value in JSON may have commas of its own
+            value, end = json.JSONDecoder().raw_decode(rest)
         except json.JSONDecodeError:
-            changes[field] = value
+            end = None
+        if end is None or rest[end : end + 1] not in ("", ","):
+            value, end = (part := rest.partition(",")[0]), len(part)
+        changes[field], text = value, rest[end + 1 :]
     return name, changes
 
 
@@ -559,7 +568,8 @@ def _file_digest(function):
 
 def _on_any_images(cell):
     """What a cell's quantized network depends on."""
-    return replace(cell, dataset="", limit=None)
+    files = _file_digest(cell.method) if is_user_function(cell.method) else ""
+    return replace(cell, dataset="", limit=None), files
 
 
 class Bench:
@@ -618,7 +628,7 @@ class Bench:
         key = (cell.model, cell.calibration, cell.crops, cell.crop_size, cell.draw)
         key += (edges.tobytes(), config.error_units)
         key += (config.layers, config.exclude, config.non_negative)
-        keep_inputs = self.keep_inputs or needs_inputs(config)
+        keep_inputs = self.keep_inputs or self._needs_inputs(cell)
         have_key, have = self._calibration
         if have_key != key or (keep_inputs and not have.keeps_inputs):
             self._calibration = (None, None)  # of spilled inputs there is room for one
@@ -646,6 +656,12 @@ class Bench:
         config = Config.preset(name, cell.bits, **({"seed": cell.seed, "layers": layers} | changes))
         return with_all_layers(config, model) if cell.layers == "all" else config
 
+    def _needs_inputs(self, cell):
+        """Whether a layer of a cell, by its overrides even, needs its inputs to be kept."""
+        config = self.config(cell)
+        layers = find_layers(self.model(cell.model), config)
+        return any(needs_inputs(config.for_layer(name)) for name in layers)
+
     def quantized(self, cell):
         """The quantized network of a cell; the float one for ``float``."""
         model = self.model(cell.model)
@@ -661,11 +677,10 @@ class Bench:
 
     def _quantize(self, cell, model):
         if is_user_function(cell.method):
+            # other rows need network and crops as they are, should the function change its own
+            own = copy.deepcopy(model), [crop.copy() for crop in self.crop_images(cell)]
             try:
-                function = user_function(cell.method)
-                crops = self.crop_images(cell)
-                # other rows need the network as it is, should the function change its own
-                made = function(copy.deepcopy(model), crops, cell.bits, cell.seed)
+                made = user_function(cell.method)(*own, cell.bits, cell.seed)
             except Exception as error:
                 message = f"{cell.method} failed: {type(error).__name__}: {error}"
                 raise ValueError(message) from error
@@ -786,7 +801,7 @@ class Bench:
             instead = "name another folder for the store, or for the cache in DFSQ_CACHE"
             writable_folder(self.store.folder, instead)
         self.keep_inputs = any(
-            needs_inputs(self.config(cell))
+            self._needs_inputs(cell)
             for cell in missing
             if not cell.plain and not is_user_function(cell.method)
         )
@@ -817,7 +832,7 @@ class Bench:
                 self.store.reload()
                 if not self.missing([cell]):
                     continue
-                began = time.perf_counter()
+                began, key = time.perf_counter(), self.key(cell)
 
                 def on_image(pair, row=row, cell=cell):
                     bar.set_description_str(row, refresh=False)
@@ -826,8 +841,12 @@ class Bench:
                 per_image = self.compute(cell, on_image)
                 seconds = time.perf_counter() - began
                 precision = "double" if self.double else "single"
+                if self.key(cell) != key:
+                    raise ValueError(
+                        f"{cell.method} was changed while a row of it was computed; run it again"
+                    )
                 self.store.reload()
                 if not self.missing([cell]):  # double precision came meanwhile, and stands for both
                     continue
-                self.store.add(self.key(cell), per_image, seconds, self.device, precision)
+                self.store.add(key, per_image, seconds, self.device, precision)
         return self.rows(cells)

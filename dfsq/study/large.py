@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ..activations import CodebookQuantizer
+from ..activations import CodebookQuantizer, StaticUniformQuantizer
 from ..convert import QuantConv2d
 from ..sr.imaging import to_image, to_tensor
 
@@ -23,15 +23,23 @@ from ..sr.imaging import to_image, to_tensor
 LARGE = 2**20
 #: Pixels of a map that are worked on at a time.
 STRIP = 2**17
-#: Rows of features beyond a strip that the upsampler is given: more than any of the zoo sees.
-HALO = 8
 #: Modules that keep nothing of what goes through them.
 _SEEN_THROUGH = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.BatchNorm2d, nn.Identity)
 
 
 def has_parts(model):
-    """Whether a network has the two parts that :func:`upscale_large` runs one after the other."""
-    return all(callable(getattr(model, part, None)) for part in ("features", "reconstruct"))
+    """Whether a network has the two parts that :func:`upscale_large` runs one after the other.
+
+    It states so by `reach`, for the methods of the class that has it; where a class that is derived
+    from it has other methods, it has to state it anew.
+    """
+
+    def owner(name):
+        return next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
+
+    stated = owner("reach")
+    parts = [owner(part) for part in ("forward", "features", "reconstruct")]
+    return stated is not None and None not in parts and all(issubclass(stated, p) for p in parts)
 
 
 @contextmanager
@@ -138,6 +146,12 @@ class _Strips:
         return out
 
 
+def _takes_statistics(conv):
+    """Whether a convolution's input is quantized by what its map holds."""
+    quantizer = conv.activation if isinstance(conv, QuantConv2d) else None
+    return quantizer is not None and not isinstance(quantizer, StaticUniformQuantizer)
+
+
 @torch.no_grad()
 def upscale_large(model, lr, *, progress=False):
     """Upscale an image of many pixels within bounded memory.
@@ -145,8 +159,9 @@ def upscale_large(model, lr, *, progress=False):
     Parameters
     ----------
     model : nn.Module
-        Float or quantized, with ``features`` and ``reconstruct`` as the networks of the
-        zoo have them, and ``scale``.
+        Float or quantized, as the networks of the zoo are: ``forward(x)`` is
+        ``reconstruct(features(x))``, of which the former gives maps of the input's size, and the
+        latter looks at ``reach`` rows of these at most beyond its own; and with ``scale``.
     lr : uint8 array, shape (H, W, 3)
     progress : bool
         Show a bar of the network's layers.
@@ -159,10 +174,12 @@ def upscale_large(model, lr, *, progress=False):
     Raises
     ------
     ValueError
-        For a network without these parts.
+        For a network that does not state these parts by an attribute ``reach``.
 
     Notes
     -----
+    If the upsampler itself is quantized with statistics at run time, it takes whole maps, too.
+
     EDSR holds three maps of its body at a time, in float32: 768 bytes for each input pixel with 64
     features, 9.2 GB for 12 megapixels. All else is small beside that.
 
@@ -176,8 +193,8 @@ def upscale_large(model, lr, *, progress=False):
     """
     if not has_parts(model):
         raise ValueError(
-            f"{type(model).__name__} has no methods features and reconstruct; "
-            "dfsq.sr.upscaling.upscale takes any network"
+            f"{type(model).__name__} does not state by an attribute reach that its forward is "
+            "reconstruct(features(x)); dfsq.sr.upscaling.upscale takes any network"
         )
     parameter = next(model.parameters())
     height, width = lr.shape[:2]
@@ -194,8 +211,10 @@ def upscale_large(model, lr, *, progress=False):
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
         ) as bar,
     ):
+        ran = set()
 
-        def count(*_):
+        def count(conv, *_):
+            ran.add(conv)
             bar.update()  # what it returns would take the place of the layer's result
 
         hooks = [conv.register_forward_hook(count) for conv in convs]
@@ -204,11 +223,13 @@ def upscale_large(model, lr, *, progress=False):
         finally:
             for hook in hooks:
                 hook.remove()
-        in_upsampler = len(convs) - bar.n  # these run once a strip
+        in_upsampler = len(convs) - bar.n
+        if any(_takes_statistics(conv) for conv in convs if conv not in ran):
+            rows = height
         for start in range(0, height, rows):
             stop = min(start + rows, height)
-            first = max(start - HALO, 0)
-            part = model.reconstruct(features[:, :, first : stop + HALO])
+            first = max(start - model.reach, 0)
+            part = model.reconstruct(features[:, :, first : stop + model.reach])
             part = part[:, :, (start - first) * model.scale : (stop - first) * model.scale]
             out[start * model.scale : stop * model.scale] = to_image(part)
             bar.update(in_upsampler * (stop - start) / height)

@@ -54,6 +54,8 @@ class EDSR(nn.Module):
     head_layers = ("head.0",)
     #: The convolutions that the paper quantizes: those of the residual blocks.
     body_layers = ("body.*.body.*",)
+    #: Rows of features beyond its own that the upsampler looks at, at most.
+    reach = 2
 
     def __init__(self, scale=2, blocks=16, features=64, residual_scale=1.0, value_range=1.0):
         super().__init__()

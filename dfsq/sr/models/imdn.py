@@ -63,6 +63,7 @@ class IMDN(nn.Module):
 
     head_layers = ("fea_conv",)
     body_layers = ("IMDB*.c?",)
+    reach = 1
     attention_layers = ("IMDB*.cca.*",)
 
     def __init__(self, scale=2, blocks=6, features=64, value_range=1.0):

@@ -43,6 +43,7 @@ class RDN(nn.Module):
 
     head_layers = ("SFENet1",)
     body_layers = ("RDBs.*.convs.*.conv.0", "RDBs.*.LFF", "GFF.*")
+    reach = 2
 
     def __init__(self, scale=4, blocks=16, layers=8, growth=64, features=64, value_range=255.0):
         super().__init__()

@@ -57,6 +57,7 @@ class RLFN(nn.Module):
 
     head_layers = ("conv_1",)
     body_layers = ("block_*.c?_r", "block_*.c5")
+    reach = 1
     attention_layers = ("block_*.esa.*",)
 
     def __init__(self, scale=2, features=52, value_range=255.0):

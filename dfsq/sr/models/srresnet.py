@@ -36,6 +36,7 @@ class SRResNet(nn.Module):
 
     head_layers = ("head.0",)
     body_layers = ("blocks.*.conv*",)
+    reach = 3
 
     def __init__(self, scale=4, blocks=16, features=64, signed_output=True, value_range=1.0):
         super().__init__()
