@@ -405,7 +405,7 @@ def _loss_axis(axis, which, table):
     along.set_major_locator(FixedLocator(ticks))
     along.set_minor_locator(NullLocator())
     along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    return f"{label}; linear within ±0.01 dB)"
+    return f"{label};\nlinear within ±0.01 dB)"
 
 
 def losses_by_bits(table, panels="dataset"):
