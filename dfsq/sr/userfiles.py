@@ -24,8 +24,10 @@ def user_function(name):
     name : str
         ``FILE.py:NAME``. As a network, the function takes nothing and returns an ``nn.Module``
         for RGB 0..1 in and out, with an attribute ``scale`` and, if only some of its
-        convolutions are to be quantized, their name patterns as ``body_layers``. For a method
-        see :class:`dfsq.study.benchmark.Cell`.
+        convolutions are to be quantized, their name patterns as ``body_layers``. Photographs of
+        more than a megapixel are upscaled in strips if it has ``features``, ``reconstruct`` and
+        ``reach``, see ``dfsq.study.large``. For a method see
+        :class:`dfsq.study.benchmark.Cell`.
 
     Raises
     ------

@@ -160,8 +160,8 @@ def upscale_large(model, lr, *, progress=False):
     ----------
     model : nn.Module
         Float or quantized, as the networks of the zoo are: ``forward(x)`` is
-        ``reconstruct(features(x))``, of which the former gives maps of the input's size, and the
-        latter looks at ``reach`` rows of these at most beyond its own; and with ``scale``.
+        ``reconstruct(features(x))``, where ``features`` gives maps of the input's size, and
+        ``reconstruct`` looks at ``reach`` rows of these at most beyond its own; with ``scale``.
     lr : uint8 array, shape (H, W, 3)
     progress : bool
         Show a bar of the network's layers.
